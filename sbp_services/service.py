@@ -1,0 +1,164 @@
+"""What every process of a run has in common: startup, tick, bounded shutdown.
+
+A service subclasses ``Service`` and writes ``startup()``, ``tick()`` and ``shutdown()``. Signal handlers only set a
+flag; the loop looks at it. The first SIGTERM or SIGINT stops after the current tick, the second one at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from streaming_sbp.config import ConfigError
+from streaming_sbp.files import write_json
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.health import HealthServer
+from streaming_sbp.telemetry.metrics import Metrics
+
+log = logging.getLogger("sbp")
+
+
+class Service:
+    """One process of a run.
+
+    Attributes: ``run`` (RunDir), ``config``, ``metrics``, ``record`` (appends to RUN/records/NAME.jsonl),
+    ``stopping`` (True once a signal came or the parent died). ``tick`` returns False when the work is done.
+    """
+
+    role = "service"
+
+    def __init__(self, run: RunDir, name: str | None = None, metrics_port: int = 0):
+        self.run = run
+        self.name = name or self.role
+        self.config = run.config()
+        self.metrics = Metrics(self.role)
+        self.record = run.record(self.name)
+        self.started = time.time()
+        self._signals = 0
+        self._parent_pid = int(os.environ.get("SBP_PARENT_PID", "0"))
+        self._state = "starting"
+        self._detail = ""
+        self._progress: dict[str, Any] | None = None
+        self._facts: dict[str, Any] = {}
+        self._last_status = 0.0
+        self._last_tick = time.monotonic()
+        self.health = HealthServer(
+            self.metrics.registry, self._healthy, self._ready, self.config.telemetry.host, metrics_port
+        )
+
+    # --- what a service writes ---
+
+    def startup(self) -> None: ...
+
+    def tick(self) -> bool:
+        raise NotImplementedError
+
+    def shutdown(self) -> None: ...
+
+    # --- what it may use ---
+
+    @property
+    def stopping(self) -> bool:
+        if self._parent_pid and os.getppid() != self._parent_pid:
+            return True  # the supervisor is gone: nobody is left to restart or stop us
+        return self._signals > 0
+
+    def report(
+        self, state: str, detail: str = "", progress: tuple[float, float, str] | None = None, **facts: Any
+    ) -> None:
+        """Say what the process does now: at most every `telemetry.status_every_s` it reaches RUN/roles/NAME.json.
+
+        ``progress`` is (done, total, unit). ``facts`` are merged into those said before.
+        """
+        changed = state != self._state
+        self._state, self._detail = state, detail
+        self._progress = dict(zip(("done", "total", "unit"), progress, strict=True)) if progress else None
+        self._facts.update(facts)
+        self._last_tick = time.monotonic()
+        if changed or time.monotonic() - self._last_status >= self.config.telemetry.status_every_s:
+            self._write_status()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but wake for a signal."""
+        end = time.monotonic() + seconds
+        while not self.stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
+    def main(self) -> int:
+        """Run to the end; returns the exit status."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._write_status()
+        try:
+            self.startup()
+            while not self.stopping and self.tick():
+                pass
+            done = not self.stopping
+            self.report("stopping", self._detail)
+            self.shutdown()
+            self.report("done" if done else "stopped", self._detail)
+            return 0
+        except ConfigError as error:
+            self.report("failed", str(error))
+            log.error("%s", error)
+            return 2
+        except Exception as error:
+            self.report("failed", f"{type(error).__name__}: {error}")
+            log.exception("%s failed", self.name)
+            return 1
+
+    # --- inside ---
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)
+
+    def _write_status(self) -> None:
+        self._last_status = time.monotonic()
+        status = {
+            "role": self.role,
+            "name": self.name,
+            "pid": os.getpid(),
+            "state": self._state,
+            "detail": self._detail,
+            "progress": self._progress,
+            "metrics_port": self.health.port,
+            "started": self.started,
+            "updated": time.time(),
+            **_resources(),
+            "facts": self._facts,
+        }
+        write_json(self.run.roles / f"{self.name}.json", status, durable=False)
+
+    def _healthy(self) -> str:
+        return "" if self._state != "failed" else self._detail
+
+    def _ready(self) -> str:
+        return "" if self._state in ("running", "waiting") else f"{self._state}: {self._detail}"
+
+
+def _resources() -> dict[str, float]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "rss_bytes": psutil.Process().memory_info().rss,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+    }
+
+
+def set_up_process(threads: int = 1) -> None:
+    """Plain log lines with time and level; one torch thread per process, or two cores are oversubscribed."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )

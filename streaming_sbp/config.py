@@ -1,0 +1,363 @@
+"""The whole configuration of a run: one frozen tree, read from one TOML file.
+
+Every field says its unit in its name or comment, and why one would change it. Unknown keys are errors that suggest
+the nearest name. A run keeps its resolved copy in ``RUN/config.toml``; every process of the run reads that copy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and what was expected."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Section):
+    dir: str = "runs/default"  # where everything the run writes lives; one directory is one run
+    seed: int = 0  # initial weights, the order of real documents, the order of seed documents
+
+
+class Data(Section):
+    dataset: str = "data/default"  # folder of the ingested data set; made by `sbp ingest`, shared by runs
+    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets"] = "pydocs"
+    inputs: tuple[str, ...] = ()  # files, folders or a data set's name; `pydocs` needs none
+    text_column: str = "text"  # the column, JSON key or WebDataset extension that holds the text
+    min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
+    max_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, by digest of the text
+    heldout_share: Share = 0.02  # cut by digest before anything else sees the text
+    tokenizer: str = "train"  # "train": a byte-level BPE on the training split; else a Hugging Face path or name
+    vocab_size: Positive = 8192  # of the tokenizer to train, special tokens included
+    shard_bytes: Positive = 64 * 2**20  # a shard is closed when it reaches this size
+    on_error: Literal["stop", "skip"] = "stop"  # bad input: stop at once, or skip and count
+
+
+class Pairing(Section):
+    embedder: Literal["tfidf"] | str = "tfidf"  # "tfidf" needs no download; else a sentence-transformers path or name
+    dimensions: Positive = 128  # of the tfidf embedding, after truncated SVD
+    max_features: Positive = 2**17  # terms kept by tfidf before the SVD
+    threshold: Share = (
+        0.6  # keep pairs whose inner product is above; the paper's alpha is about 0.75 for Qwen3-Embedding
+    )
+    max_targets_per_seed: Positive = 8  # neighbours kept per seed document
+    near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
+    shingle_tokens: Positive = 13  # length of a shingle
+    heldout_share: Share = 0.05  # share of neighbourhoods whose pairs only judge the synthesizer
+
+
+class Model(Section):
+    family: Literal["llama", "qwen3"] = "llama"
+    hidden_size: Positive = 256
+    num_layers: Positive = 4
+    num_heads: Positive = 4
+    num_kv_heads: Positive = 4
+    intermediate_size: Positive = 704
+    max_position_embeddings: Positive = 1024  # longest sequence trained or generated
+    rope_theta: PositiveFloat = 10000.0
+    tie_word_embeddings: bool = True
+    config: str = ""  # a Hugging Face config folder or name instead of the fields above
+
+
+class Training(Section):
+    total_tokens: Positive = 10_000_000  # the run ends here; counted as tokens that pass through the model
+    sequence_tokens: Positive = 512  # length of a packed sequence
+    batch_sequences: Positive = 8  # sequences in a global batch: one optimizer step
+    micro_batch_sequences: Annotated[int, Field(ge=0)] = 0  # 0: the whole batch at once; lower to save memory
+    learning_rate: PositiveFloat = 3e-3
+    min_learning_rate_ratio: Share = 0.1  # learning rate at the end, as a share of the peak
+    warmup_tokens: Annotated[int, Field(ge=0)] = 200_000
+    decay_share: Share = 0.2  # last part of the run, in which the rate falls linearly (warmup-stable-decay)
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1  # on matrices, not on norms
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    gradient_clip: PositiveFloat = 1.0  # global L2 norm
+    precision: Literal["bf16", "fp32"] = "bf16"  # autocast of the forward pass; weights stay fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    on_non_finite: Literal["stop", "skip"] = "stop"  # NaN or infinite loss: stop with the batch named, or skip the step
+
+
+class ShareStep(Section):
+    tokens: Annotated[int, Field(ge=0)]  # from this many trained tokens after the first snapshot
+    share: Share
+
+
+class Mix(Section):
+    schedule: Literal["constant", "ramp", "steps"] = "constant"
+    synthetic_share: Share = 0.3  # share of trained tokens; for a ramp, the share at its end
+    ramp_tokens: Annotated[int, Field(ge=0)] = 0  # length of the ramp, from the first snapshot
+    steps: tuple[ShareStep, ...] = ()  # for schedule = "steps", ascending
+    starvation_policy: Literal["real_only", "wait"] = "real_only"  # what to do when synthetic documents are late
+    catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
+    forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
+    wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
+
+
+class Packing(Section):
+    num_open_bins: Positive = 32  # sequences that are being filled at once; more bins, less padding, more latency
+    long_documents: Literal["split", "truncate"] = "split"  # documents longer than a sequence
+
+
+class Checkpoint(Section):
+    every_tokens: Positive = 500_000
+    keep_last: Positive = 3
+
+
+class Evaluation(Section):
+    every_tokens: Positive = 200_000
+    heldout_sequences: Positive = 32  # packed sequences of held-out real documents, always the same
+
+
+class Synthesizer(Section):
+    first_checkpoint_tokens: Annotated[int, Field(ge=0)] = 0  # tune no checkpoint that has trained fewer tokens
+    max_seed_tokens: Positive = 192  # a longer seed document is cut to its beginning
+    max_target_tokens: Positive = 192  # a longer target document is cut, and then has no <eos>
+    tuning_tokens: Positive = 400_000  # budget of one tuning, tokens that pass through the model
+    batch_tokens: Positive = 4096  # per optimizer step
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    evaluate_every_steps: Positive = 20
+    patience: Positive = 3  # evaluations without a better held-out pair loss before tuning stops
+    heldout_pairs: Positive = 128  # pairs of held-out neighbourhoods, always the same
+    idle_s: PositiveFloat = 1.0  # how often to look for a newer checkpoint
+
+
+class Gate(Section):
+    trial_documents: Positive = 64  # sampled from fixed seed documents for each candidate
+    max_repetitive_share: Share = 0.25  # documents that repeat themselves
+    max_copied_share: Share = 0.10  # documents copied from their seed
+    max_duplicate_share: Share = 0.10  # documents that appear twice in the trial batch
+    max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
+    max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
+
+
+class Snapshots(Section):
+    url: str = ""  # fsspec address of the store; empty: RUN/snapshots
+    keep_last: Positive = 5  # and any that a live generator still reads
+
+
+class Generator(Section):
+    count: Annotated[int, Field(ge=0)] = 1  # generators that `sbp run` starts
+    engine: Literal["transformers"] = "transformers"
+    batch_size: Positive = 32  # documents sampled at once
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0: no limit
+    min_new_tokens: Positive = 16  # shorter documents are dropped as `too_short`
+    max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
+    max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
+    max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class Stream(Section):
+    host: str = "127.0.0.1"  # where the trainer listens
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: a free port, announced in RUN/roles/trainer.json
+    capacity_documents: Positive = 512  # accepted or granted but not yet trained; bounds staleness and memory
+    max_document_tokens: Positive = 4096  # larger documents are refused as `oversized`
+    heartbeat_s: PositiveFloat = 1.0
+    dead_after_s: PositiveFloat = 10.0  # a silent peer is dead, and its credit goes to others
+    resend_after_s: PositiveFloat = 5.0  # an unacknowledged document is sent again
+    max_peers: Positive = 1024
+
+
+class Journal(Section):
+    group_documents: Positive = 64  # documents written, and acknowledged, together at most
+    group_latency_s: PositiveFloat = 0.5  # a smaller group is written after this long
+
+
+class Telemetry(Section):
+    host: str = "127.0.0.1"  # where /metrics, /healthz and /readyz listen
+    status_every_s: PositiveFloat = 1.0  # how often a role rewrites RUN/roles/ROLE.json
+
+
+class Supervisor(Section):
+    backoff_s: PositiveFloat = 1.0  # wait before the first restart of a role that died; doubles each time
+    max_backoff_s: PositiveFloat = 60.0
+    max_restarts: Positive = 20  # of one role within `restart_window_s`; more end the run with the reason
+    restart_window_s: PositiveFloat = 3600.0
+    stop_timeout_s: PositiveFloat = 60.0  # a role that has not stopped by then is killed
+    background_nice: Annotated[int, Field(ge=0, le=19)] = 5  # niceness of pairer, tuner, generators on this machine
+
+
+class Config(Section):
+    run: Run = Run()
+    data: Data = Data()
+    pairing: Pairing = Pairing()
+    model: Model = Model()
+    training: Training = Training()
+    mix: Mix = Mix()
+    packing: Packing = Packing()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    synthesizer: Synthesizer = Synthesizer()
+    gate: Gate = Gate()
+    snapshots: Snapshots = Snapshots()
+    generator: Generator = Generator()
+    stream: Stream = Stream()
+    journal: Journal = Journal()
+    telemetry: Telemetry = Telemetry()
+    supervisor: Supervisor = Supervisor()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        longest_prompt = 2 + self.synthesizer.max_seed_tokens
+        needed = longest_prompt + max(self.synthesizer.max_target_tokens + 1, self.generator.max_new_tokens)
+        limit = self.model.max_position_embeddings
+        if needed > limit:
+            raise ValueError(
+                f"model.max_position_embeddings = {limit}: expected at least {needed}, the length of "
+                "<bos> seed <sep> target <eos>; raise it, or lower synthesizer.max_seed_tokens, "
+                "synthesizer.max_target_tokens or generator.max_new_tokens"
+            )
+        if self.training.sequence_tokens > limit:
+            raise ValueError(
+                f"training.sequence_tokens = {self.training.sequence_tokens}: expected at most "
+                f"model.max_position_embeddings = {limit}"
+            )
+        starts = [step.tokens for step in self.mix.steps]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"mix.steps: expected ascending, distinct `tokens`, got {starts}")
+        if (self.mix.schedule == "steps") != bool(self.mix.steps):
+            raise ValueError('mix.steps: expected exactly when mix.schedule = "steps"')
+        return self
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("streaming_sbp") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The raw tree of a preset shipped with the package. Raises ConfigError for an unknown name."""
+    if name not in preset_names():
+        raise ConfigError(
+            f"preset {name!r}: expected one of {', '.join(preset_names())}{_did_you_mean(name, preset_names())}"
+        )
+    text = (resources.files("streaming_sbp") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path}: not found; `sbp presets` lists the shipped ones") from None
+    except IsADirectoryError:
+        raise ConfigError(f"configuration file {path}: is a folder; expected a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path}: not valid TOML: {error}") from None
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``tree`` with each ``section.key=value`` applied; the value is TOML, or else a bare string."""
+    result = {section: dict(values) if isinstance(values, Mapping) else values for section, values in tree.items()}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(f"override {override!r}: expected section.key=value, as in mix.synthetic_share=0.25")
+        values = result.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section} is not a section")
+        values[key] = _toml_value(text.strip())
+    return result
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """The checked configuration of a raw tree. Raises ConfigError that names every wrong key, with a suggestion."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def load(path: str | Path | None = None, preset: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML file or a preset, apply overrides, check. With neither, the defaults."""
+    if path is not None and preset is not None:
+        raise ConfigError("--config and --preset: expected one of them, got both")
+    tree = read_toml(path) if path is not None else read_preset(preset) if preset is not None else {}
+    return build(apply_overrides(tree, overrides))
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration as TOML; ``build(tomllib.loads(to_toml(c))) == c``."""
+    lines: list[str] = []
+    for section, values in config.model_dump().items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_text(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One line ``section.key: old -> new`` for every value that differs."""
+    before, after = old.model_dump(), new.model_dump()
+    return [
+        f"{section}.{key}: {before[section][key]!r} -> {after[section][key]!r}"
+        for section in after
+        for key in after[section]
+        if before[section][key] != after[section][key]
+    ]
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        escaped = "".join(
+            {"\\": "\\\\", '"': '\\"'}.get(c, c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}") for c in value
+        )
+        return f'"{escaped}"'
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml_text(item)}" for key, item in value.items()) + " }"
+    return "[" + ", ".join(_toml_text(item) for item in value) + "]"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        message = item["msg"].removeprefix("Value error, ")
+        return f"{where} = {item['input']!r}: {message}" if where else message
+    section, _, key = where.partition(".")
+    fields = Config.model_fields
+    if not key:
+        return f"unknown section [{section}]{_did_you_mean(section, fields)} (sections: {', '.join(fields)})"
+    annotation = fields[section].annotation
+    known = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
+    suggestion = _did_you_mean(key, known)
+    if not suggestion:
+        everywhere = {f"{s}.{k}": k for s, f in fields.items() for k in f.annotation.model_fields}  # type: ignore[union-attr]
+        elsewhere = [name for name, k in everywhere.items() if k == key]
+        suggestion = f"; did you mean {elsewhere[0]!r}?" if elsewhere else f" (known: {', '.join(known)})"
+    return f"unknown key {where}{suggestion}"

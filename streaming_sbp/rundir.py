@@ -1,0 +1,135 @@
+"""The run directory: the one place where everything a run writes lives, and what each part is called.
+
+RUN/config.toml         the resolved configuration, read by every process
+RUN/run.json            run id, when it was made, versions
+RUN/pairs/              pairs.parquet, statistics.json                        (pairer)
+RUN/checkpoints/        step-00000400/ ...                                    (trainer)
+RUN/snapshots/          one folder per published synthesizer, current.json    (tuner)
+RUN/quarantine/         candidates the gate refused, with the reason          (tuner)
+RUN/journal/            accepted synthetic documents, WebDataset shards       (trainer)
+RUN/records/ROLE.jsonl  what happened, one JSON object a line                 (each role)
+RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
+RUN/logs/ROLE.log       its output                                            (supervisor)
+RUN/report/             index.html and PNGs                                   (sbp report)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from streaming_sbp import config as configuration
+from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.files import read_json, write_atomically, write_json
+
+FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs")
+
+
+class RunDir:
+    """Paths and small files of one run. Raises ConfigError when the folder is not a run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        info = read_json(self.path / "run.json")
+        if info is None:
+            raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
+        self.run_id: str = info["run_id"]
+        self.created: float = info["created"]
+        self.pairs = self.path / "pairs"
+        self.checkpoints = self.path / "checkpoints"
+        self.snapshots = self.path / "snapshots"
+        self.quarantine = self.path / "quarantine"
+        self.journal = self.path / "journal"
+        self.records = self.path / "records"
+        self.roles = self.path / "roles"
+        self.logs = self.path / "logs"
+
+    @classmethod
+    def open_or_create(cls, config: Config, *, accept_changes: bool = False) -> RunDir:
+        """The run of this configuration, made if it does not exist.
+
+        Raises ConfigError when it exists with another configuration (unless ``accept_changes``), or cannot be written.
+        """
+        path = Path(config.run.dir)
+        try:
+            for folder in FOLDERS:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+            if read_json(path / "run.json") is None:
+                write_atomically(path / "config.toml", configuration.to_toml(config))
+                write_json(path / "run.json", _new_run_info())
+        except OSError as error:
+            raise ConfigError(f"run directory {path}: cannot be written: {error}; choose another run.dir") from None
+        run = cls(path)
+        changes = configuration.differences(run.config(), config)
+        if changes and not accept_changes:
+            raise ConfigError(
+                f"{path} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
+                "go on with the new values by --accept-changes, start over by --fresh, or choose another run.dir"
+            )
+        if changes:
+            write_atomically(path / "config.toml", configuration.to_toml(config))
+        return run
+
+    def config(self) -> Config:
+        return configuration.load(self.path / "config.toml")
+
+    def record(self, role: str) -> Recorder:
+        return Recorder(self.records / f"{role}.jsonl")
+
+    def read_records(self, role: str) -> Iterator[dict[str, Any]]:
+        """The records of a role, oldest first; a line that a crash cut short is passed over."""
+        try:
+            with open(self.records / f"{role}.jsonl", encoding="utf-8") as file:
+                for line in file:
+                    if line.endswith("\n"):
+                        yield json.loads(line)
+        except FileNotFoundError:
+            return
+
+    def read_roles(self) -> dict[str, dict[str, Any]]:
+        """The status file of every role that ever ran, by name; see telemetry.status.RoleStatus."""
+        found = {path.stem: read_json(path) for path in sorted(self.roles.glob("[!.]*.json"))}
+        return {name: status for name, status in found.items() if status is not None}
+
+
+class Recorder:
+    """Appends one JSON object a line; every line is flushed, so that a reader sees it at once."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        if self._file.tell() and not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # close the line that a crash cut short; read_records passes over it
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+        self._file.flush()
+
+
+def set_aside(path: str | Path) -> Path | None:
+    """Move a run out of the way, for a fresh start; nothing is deleted. Returns where it is now."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    if not (path / "run.json").exists():
+        raise ConfigError(f"{path}: exists and is not a run directory; --fresh moves only runs")
+    target = path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    shutil.move(path, target)
+    return target
+
+
+def _new_run_info() -> dict[str, Any]:
+    names = ("streaming-sbp", "torch", "transformers", "webdataset", "faiss-cpu", "pyzmq", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return {"run_id": secrets.token_hex(8), "created": time.time(), "versions": versions, "made_by_pid": os.getpid()}

@@ -1,0 +1,51 @@
+"""`/metrics`, `/healthz` and `/readyz` of one process, served by a daemon thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class HealthServer:
+    """Serves until the process ends. ``healthy`` and ``ready`` return "" or the reason why not."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        healthy: Callable[[], str],
+        ready: Callable[[], str],
+        host: str,
+        port: int = 0,
+    ):
+        metrics_app = make_wsgi_app(registry)
+        checks = {"/healthz": healthy, "/readyz": ready}
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "/")
+            if path == "/metrics":
+                return metrics_app(environ, start_response)
+            if path not in checks:
+                start_response("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"expected /metrics, /healthz or /readyz\n"]
+            problem = checks[path]()
+            status = "503 Service Unavailable" if problem else "200 OK"
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [(problem or "ok").encode() + b"\n"]
+
+        self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+        self.port: int = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
