@@ -63,6 +63,9 @@ class Service:
 
     def shutdown(self) -> None: ...
 
+    def abort(self) -> None:
+        """A second signal came: end what would outlive this process, now."""
+
     # --- what it may use ---
 
     @property
@@ -120,6 +123,7 @@ class Service:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals > 1:
+            self.abort()
             os._exit(128 + number)
 
     def _write_status(self) -> None:

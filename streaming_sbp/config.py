@@ -88,6 +88,7 @@ class Training(Section):
     gradient_clip: PositiveFloat = 1.0  # global L2 norm
     precision: Literal["bf16", "fp32"] = "bf16"  # autocast of the forward pass; weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpu_threads: Positive = 1  # torch threads of the trainer; more only where cores are free
     on_non_finite: Literal["stop", "skip"] = "stop"  # NaN or infinite loss: stop with the batch named, or skip the step
 
 
@@ -355,9 +356,7 @@ def _explain(item: Any) -> str:
         return f"unknown section [{section}]{_did_you_mean(section, fields)} (sections: {', '.join(fields)})"
     annotation = fields[section].annotation
     known = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else {}
-    suggestion = _did_you_mean(key, known)
-    if not suggestion:
-        everywhere = {f"{s}.{k}": k for s, f in fields.items() for k in f.annotation.model_fields}  # type: ignore[union-attr]
-        elsewhere = [name for name, k in everywhere.items() if k == key]
-        suggestion = f"; did you mean {elsewhere[0]!r}?" if elsewhere else f" (known: {', '.join(known)})"
+    elsewhere = [name for name, f in fields.items() if key in f.annotation.model_fields]  # type: ignore[union-attr]
+    suggestion = f"; did you mean '{elsewhere[0]}.{key}'?" if elsewhere else _did_you_mean(key, known)
+    suggestion = suggestion or f" (known: {', '.join(known)})"
     return f"unknown key {where}{suggestion}"

@@ -103,13 +103,21 @@ class Recorder:
     """Appends one JSON object a line; every line is flushed, so that a reader sees it at once."""
 
     def __init__(self, path: Path):
+        _drop_cut_line(path)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
-        if self._file.tell() and not path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # close the line that a crash cut short; read_records passes over it
 
     def __call__(self, event: str, **fields: Any) -> None:
         self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
         self._file.flush()
+
+
+def _drop_cut_line(path: Path) -> None:
+    """A crash can cut the last line short; the next line must not continue it."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
 
 
 def set_aside(path: str | Path) -> Path | None:

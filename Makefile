@@ -1,0 +1,40 @@
+# The two commands: `make demo` and `make test`. Both call `make setup` first.
+# On a machine where pip would choose a CUDA build of torch and you want the CPU one:
+#   make setup TORCH_ARGS="--index-url <the CPU index shown on pytorch.org/get-started>"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_ARGS ?=
+DEMO_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test lint smoke clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(TORCH_ARGS)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+# `make demo` goes on with the demo's run, or shows its report when it is complete; `make demo FRESH=1` starts over.
+demo: setup
+	$(BIN)/sbp run --preset demo $(if $(FRESH),--fresh) $(DEMO_ARGS)
+
+# The same pipeline in about a minute, for CI.
+smoke: setup
+	$(BIN)/sbp run --preset smoke --fresh
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

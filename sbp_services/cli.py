@@ -1,0 +1,244 @@
+"""The command line, `sbp`. Each command reads the configuration and calls one function of the library or a service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from streaming_sbp import __version__
+from streaming_sbp import config as configuration
+from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.rundir import RunDir
+
+app = typer.Typer(
+    name="sbp",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Streaming SBP: pretrain on real text and on synthetic documents that stream in from the run's own model.",
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the configuration.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="Shipped configuration; see `sbp presets`.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Existing run directory: use its configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as in mix.synthetic_share=0.25")]
+AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Go on with a changed configuration.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over; an earlier run is moved aside, not deleted.")]
+PortOption = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Of /metrics; 0: a free one.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory, as in runs/demo")]
+
+
+def main() -> None:
+    """Entry point: a ConfigError is one message on standard error and exit status 2."""
+    try:
+        app()
+    except ConfigError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _config(config: Path | None, preset: str | None, overrides: list[str] | None) -> Config:
+    return configuration.load(config, preset, overrides or ())
+
+
+def _open_run(
+    config: Path | None, preset: str | None, run: Path | None, overrides: list[str] | None, accept: bool
+) -> RunDir:
+    if run is None:
+        return RunDir.open_or_create(_config(config, preset, overrides), accept_changes=accept)
+    if config or preset or overrides:
+        raise ConfigError(
+            "--run uses the run's own configuration: expected no --config, --preset or overrides beside it"
+        )
+    return RunDir(run)
+
+
+# --- the main job ---
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    fresh: FreshOption = False,
+    accept_changes: AcceptOption = False,
+    metrics_port: PortOption = 0,
+) -> None:
+    """Train online: ingest if needed, then trainer, pairer, tuner and generators, supervised, with a live view.
+
+    Ctrl-C once stops cleanly with a checkpoint; the same command goes on from there.
+    """
+    from sbp_services.run import run_to_the_end
+
+    sys.exit(run_to_the_end(_config(config, preset, overrides), fresh, accept_changes, metrics_port))
+
+
+@app.command()
+def ingest(overrides: Overrides = None, config: ConfigOption = None, preset: PresetOption = None) -> None:
+    """Turn text into tokenised WebDataset shards with an index, as the [data] section says."""
+    from sbp_services.run import ingest_with_progress
+
+    ingest_with_progress(_config(config, preset, overrides))
+
+
+# --- one role each ---
+
+
+def _serve(
+    start: Callable[[RunDir], int],
+    config: Path | None,
+    preset: str | None,
+    run: Path | None,
+    overrides: list[str] | None,
+    accept: bool,
+) -> None:
+    from sbp_services.service import set_up_process
+
+    set_up_process()
+    sys.exit(start(_open_run(config, preset, run, overrides, accept)))
+
+
+@app.command()
+def pair(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    run: RunOption = None,
+    accept_changes: AcceptOption = False,
+    metrics_port: PortOption = 0,
+) -> None:
+    """Find pairs of related documents, once."""
+
+    def start(run_dir: RunDir) -> int:
+        from sbp_services import pairer
+
+        return pairer.main(run_dir, metrics_port)
+
+    _serve(start, config, preset, run, overrides, accept_changes)
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    run: RunOption = None,
+    accept_changes: AcceptOption = False,
+    metrics_port: PortOption = 0,
+) -> None:
+    """Train on real shards and on what generators send."""
+
+    def start(run_dir: RunDir) -> int:
+        from sbp_services import trainer
+
+        return trainer.main(run_dir, metrics_port)
+
+    _serve(start, config, preset, run, overrides, accept_changes)
+
+
+@app.command()
+def tune(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    run: RunOption = None,
+    accept_changes: AcceptOption = False,
+    metrics_port: PortOption = 0,
+) -> None:
+    """Tune each new checkpoint into a synthesizer, and publish it when it passes the gate."""
+
+    def start(run_dir: RunDir) -> int:
+        from sbp_services import tuner
+
+        return tuner.main(run_dir, metrics_port)
+
+    _serve(start, config, preset, run, overrides, accept_changes)
+
+
+@app.command()
+def generate(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    run: RunOption = None,
+    accept_changes: AcceptOption = False,
+    metrics_port: PortOption = 0,
+    index: Annotated[int, typer.Option("--index", min=0, help="Distinguishes generators of one run.")] = 0,
+) -> None:
+    """Sample synthetic documents from the newest snapshot and stream them to the trainer."""
+
+    def start(run_dir: RunDir) -> int:
+        from sbp_services import generator
+
+        return generator.main(run_dir, index, metrics_port)
+
+    _serve(start, config, preset, run, overrides, accept_changes)
+
+
+# --- looking at a run ---
+
+
+@app.command()
+def status(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
+    """What each role does, the mix, losses, snapshots and the ledger."""
+    from streaming_sbp.telemetry import status as run_status
+    from streaming_sbp.telemetry import view
+
+    collected = run_status.collect(RunDir(run))
+    if as_json:
+        typer.echo(json.dumps(collected, indent=1))
+    else:
+        console = Console()
+        console.print(view.render(collected, console.width))
+
+
+@app.command()
+def report(
+    run: RunArgument, out: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/report by default.")] = None
+) -> None:
+    """One self-contained HTML page, and PNGs, from the run's records."""
+    from streaming_sbp.experiment.report import build
+
+    typer.echo(f"report: {build(RunDir(run), out)}")
+
+
+@app.command()
+def peek(
+    run: RunArgument,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many documents.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Which ones.")] = 0,
+) -> None:
+    """Synthetic documents beside their seed documents, with provenance."""
+    from streaming_sbp.experiment import peek as peeking
+
+    run_dir = RunDir(run)
+    console = Console()
+    console.print(peeking.render(peeking.sample(run_dir, count, seed)))
+
+
+@app.command()
+def presets() -> None:
+    """The shipped configurations."""
+    for name in configuration.preset_names():
+        typer.echo(name)
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigOption = None, preset: PresetOption = None) -> None:
+    """The resolved configuration as TOML, every setting with its value."""
+    typer.echo(configuration.to_toml(_config(config, preset, overrides)))
+
+
+@app.callback(invoke_without_command=True)
+def _version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        typer.echo(f"streaming-sbp {__version__}")
+        raise typer.Exit

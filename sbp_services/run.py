@@ -1,0 +1,72 @@
+"""What `sbp run` and `sbp ingest` do: ingest when there is no data set yet, then supervise, then report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.ingest import IngestProgress, IngestSummary
+from streaming_sbp.data.ingest import ingest as ingest_data
+from streaming_sbp.experiment.report import build as build_report
+from streaming_sbp.telemetry.status import collect
+from streaming_sbp.telemetry.view import LiveView
+
+from sbp_services.service import set_up_process
+from sbp_services.supervisor import Supervisor
+from streaming_sbp.config import Config
+from streaming_sbp.rundir import RunDir, set_aside
+
+NOTHING_LEFT = "this run has trained all its tokens; start over with --fresh, or raise training.total_tokens"
+
+
+def ingest_with_progress(config: Config) -> IngestSummary:
+    """Ingest as the [data] section says, with a progress bar."""
+    console = Console()
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+    )
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        tasks: dict[str, int] = {}
+
+        def show(progress: IngestProgress) -> None:
+            if progress.phase not in tasks:
+                tasks[progress.phase] = bar.add_task(progress.phase, unit=progress.unit)
+            bar.update(tasks[progress.phase], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
+
+        summary = ingest_data(config.data, show)
+    console.print(f"data set: {escape(str(summary))}")
+    return summary
+
+
+def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_port: int) -> int:
+    """`sbp run`; returns the exit status."""
+    set_up_process()
+    console = Console()
+    if fresh and (moved := set_aside(config.run.dir)):
+        console.print(f"the earlier run is now in {moved}")
+    if not Dataset.exists(config.data.dataset):
+        ingest_with_progress(config)
+    run = RunDir.open_or_create(config, accept_changes=accept_changes)
+    if collect(run)["run"]["state"] == "done":
+        console.print(f"{run.path}: {NOTHING_LEFT}")
+        return _conclude(run, console)
+    with LiveView(console) as view:
+        status = Supervisor(run, view.update, metrics_port).main()
+    return status or _conclude(run, console)
+
+
+def _conclude(run: RunDir, console: Console) -> int:
+    """Say where the results are, and what to do next."""
+    report = build_report(run)
+    state = collect(run)["run"]["state"]
+    console.print(f"\n[bold]report[/]   {report}")
+    if state == "done":
+        console.print(f"[bold]model[/]    {run.path / 'model'}   (a Hugging Face folder)")
+    else:
+        console.print(f"[bold]go on[/]    sbp run --config {run.path / 'config.toml'}")
+    console.print(f"[bold]look at[/]  sbp status {run.path}    sbp peek {run.path}")
+    return 0

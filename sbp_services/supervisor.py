@@ -1,0 +1,167 @@
+"""`sbp run`: starts the roles, restarts what dies, stops everything in order, and shows what happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+from sbp_services.service import Service
+from streaming_sbp import config
+from streaming_sbp.config import ConfigError
+from streaming_sbp.rundir import RunDir
+
+BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configuration: a restart would not help
+
+
+@dataclass
+class Role:
+    """One process that the supervisor keeps alive."""
+
+    kind: str  # pairer | trainer | tuner | generator
+    name: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    done: bool = False  # ended with status 0: nothing to restart
+    deaths: deque[float] = field(default_factory=deque)  # monotonic times, within the restart window
+    start_at: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class Supervisor(Service):
+    """Ends when the trainer is done, when a signal comes, or when a role cannot be kept alive."""
+
+    role = "supervisor"
+
+    def __init__(self, run: RunDir, show: Callable[[RunDir], None], metrics_port: int = 0):
+        super().__init__(run, metrics_port=metrics_port)
+        self._settings: config.Supervisor = self.config.supervisor
+        self._show = show
+        self.roles = [
+            Role("trainer", "trainer", ["train"]),
+            Role("pairer", "pairer", ["pair"]),
+            Role("tuner", "tuner", ["tune"]),
+            *(
+                Role("generator", f"generator-{k}", ["generate", "--index", str(k)])
+                for k in range(self.config.generator.count)
+            ),
+        ]
+
+    def startup(self) -> None:
+        for stale in self.run.roles.glob("*.json"):
+            if stale.stem != self.name:
+                stale.unlink()  # of the last time: nobody must connect to its ports
+        for role in self.roles:
+            self._start(role)
+        self.report("running", f"{len(self.roles)} roles")
+
+    def tick(self) -> bool:
+        for role in self.roles:
+            self._look_after(role)
+        self._count_up()
+        self.report("running", f"{sum(role.alive for role in self.roles)} of {len(self.roles)} processes run")
+        self._show(self.run)
+        self.sleep(0.5)
+        return not self.roles[0].done
+
+    def shutdown(self) -> None:
+        """Generators first, so that the trainer can still acknowledge; the trainer last, with its checkpoint."""
+        for kinds in (("generator",), ("tuner", "pairer"), ("trainer",)):
+            self._stop([role for role in self.roles if role.kind in kinds])
+        self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
+        self._show(self.run)
+
+    def abort(self) -> None:
+        for role in self.roles:
+            if role.process is not None and role.alive:
+                role.process.kill()
+
+    def _start(self, role: Role) -> None:
+        command = [sys.executable, "-m", "sbp_services", *role.arguments, "--run", str(self.run.path)]
+        environment = os.environ | {"SBP_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        nice = 0 if role.kind == "trainer" else self._settings.background_nice
+        with open(self.run.logs / f"{role.name}.log", "ab") as log_file:
+            role.process = _spawn(command, environment, log_file, nice)
+        self.record("role_started", name=role.name, pid=role.process.pid)
+
+    def _look_after(self, role: Role) -> None:
+        if role.done or role.alive:
+            return
+        if role.process is not None:
+            self._note_end(role, role.process.returncode)
+        elif time.monotonic() >= role.start_at:
+            self._start(role)
+            self.metrics.inc("sbp_role_restarts_total", role=role.kind)
+
+    def _note_end(self, role: Role, exit_code: int) -> None:
+        pid = role.process.pid if role.process else 0
+        role.process = None
+        if exit_code == 0 and role.kind in ("pairer", "trainer"):
+            role.done = True
+            return
+        if exit_code == BAD_CONFIGURATION:
+            self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=None)
+            raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
+        wait_s = self._next_wait_s(role)
+        role.start_at = time.monotonic() + wait_s
+        self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=round(wait_s, 1))
+
+    def _next_wait_s(self, role: Role) -> float:
+        now = time.monotonic()
+        role.deaths.append(now)
+        while now - role.deaths[0] > self._settings.restart_window_s:
+            role.deaths.popleft()
+        if len(role.deaths) > self._settings.max_restarts:
+            raise ConfigError(
+                f"{role.name} died {len(role.deaths)} times within {self._settings.restart_window_s:.0f} s, "
+                f"last: {self._last_words(role)}; see {self.run.logs / role.name}.log"
+            )
+        return min(self._settings.backoff_s * 2 ** (len(role.deaths) - 1), self._settings.max_backoff_s)
+
+    def _last_words(self, role: Role) -> str:
+        status = self.run.read_roles().get(role.name, {})
+        return status.get("detail") or f"see {self.run.logs / role.name}.log"
+
+    def _stop(self, roles: list[Role]) -> None:
+        for role in roles:
+            if role.process is not None and role.alive:
+                role.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + self._settings.stop_timeout_s
+        while any(role.alive for role in roles) and time.monotonic() < end:
+            names = ", ".join(role.name for role in roles if role.alive)
+            self.report("stopping", f"waiting for {names} to stop")
+            self._show(self.run)
+            time.sleep(0.1)
+        for role in roles:
+            if role.process is not None and role.alive:
+                self.record("role_killed", name=role.name, pid=role.process.pid, waited_s=self._settings.stop_timeout_s)
+                role.process.kill()
+                role.process.wait(10.0)
+
+    def _count_up(self) -> None:
+        for kind in {role.kind for role in self.roles}:
+            self.metrics.set("sbp_role_up", sum(role.alive for role in self.roles if role.kind == kind), role=kind)
+
+
+def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:
+    """A child in a session of its own: a Ctrl-C in the terminal reaches the supervisor only, which stops it in order."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log_file,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+    return process

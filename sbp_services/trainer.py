@@ -1,0 +1,275 @@
+"""The trainer: receive, journal, mix, pack, step, checkpoint. It waits for nobody."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import torch
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.receiver import Receiver
+from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
+
+from sbp_services.service import Service
+from streaming_sbp.config import ConfigError
+from streaming_sbp.files import read_json
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
+from streaming_sbp.training.evaluation import HeldoutSet
+from streaming_sbp.training.loop import PhaseClock, Step, Trainer
+from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.model import build_model, choose_device
+from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.report import TrainingReport
+from streaming_sbp.training.sources import RealSource, SyntheticSource
+
+RECORD_EVERY_S = 2.0
+LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
+
+
+class TrainerService(Service):
+    role = "trainer"
+
+    # --- startup ---
+
+    def startup(self) -> None:
+        self.report("starting", "reading the data set and building the model")
+        self._lock = lock_run(self.run.path)
+        self.clock = PhaseClock(PHASES)
+        self.dataset = Dataset.open(self.config.data.dataset)
+        self.device = choose_device(self.config.training.device)
+        self.journal = Journal(self.run.journal)
+        self._build()
+        self._restore()
+        self._listen()
+        trained = self.trainer.trained
+        self.record("start", step=trained.steps, tokens=trained.total_tokens, resumed_from=self.resumed_from)
+        if not trained.steps:
+            self._evaluate()
+
+    def _build(self) -> None:
+        tokenizer, training = self.dataset.tokenizer(), self.config.training
+        train = self.dataset.split("train")
+        self.real = RealSource(train, tokenizer.bos_id, tokenizer.eos_id, self.config.run.seed)
+        self.synthetic = SyntheticSource(self.journal, tokenizer.bos_id, tokenizer.eos_id)
+        batches = BatchStream(
+            {REAL: self.real, SYNTHETIC: self.synthetic},
+            Mixer(self.config.mix),
+            Packer(self.config.packing, training.sequence_tokens),
+            training.batch_sequences,
+            training.sequence_tokens,
+            tokenizer.pad_id,
+        )
+        model = build_model(self.config.model, tokenizer, self.config.run.seed)
+        self.trainer = Trainer(model, batches, self.journal, training, self.device, self.clock)
+        self.heldout = HeldoutSet(
+            self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
+        )
+        self.checkpoints = CheckpointStore(self.run.checkpoints, self.config.checkpoint.keep_last, tokenizer)
+        self.tokenizer = tokenizer
+
+    def _restore(self) -> None:
+        loaded = self.checkpoints.load_newest(self.trainer.model, self.trainer.optimizer)
+        self.resumed_from: str | None = None
+        if loaded:
+            info, state = loaded
+            self._check_fingerprints(state["fingerprints"])
+            self.trainer.load_state_dict(state["trainer"])
+            self.resumed_from = info.path.name
+            self.metrics.set("sbp_checkpoint_tokens", info.tokens)
+        self._saved_tokens = self.trainer.trained.total_tokens
+        self._training_report = TrainingReport(self.trainer, self.journal, self.real, self.config, self.metrics)
+        self._last_record = time.monotonic()
+        self._waiting_since = 0.0
+
+    def _check_fingerprints(self, saved: dict[str, str]) -> None:
+        for name, now in self._fingerprints().items():
+            if saved[name] != now:
+                raise ConfigError(
+                    f"{self.run.path}: its checkpoint was trained with {name} {saved[name]}, the configuration now "
+                    f"leads to {now}; put the old one back, or start over with --fresh"
+                )
+
+    def _fingerprints(self) -> dict[str, str]:
+        manifest = self.dataset.manifest
+        return {"data set": manifest.digest, "tokenizer": manifest.tokenizer_digest}
+
+    def _listen(self) -> None:
+        self.snapshots = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
+        self.newest_snapshot: SnapshotInfo | None = None
+        self._looked_for_snapshots = 0.0
+        manifest = self.dataset.manifest
+        self.receiver = Receiver(
+            self.config,
+            self.run.run_id,
+            manifest.tokenizer_digest,
+            self.tokenizer.vocab_size,
+            self.journal,
+            self.metrics,
+        )
+        self.receiver.set_consumed(self.synthetic.cursor)
+        self.receiver.start()
+        self._look_for_snapshots()
+        self.report("running", "first step", stream_endpoint=self.receiver.endpoint)
+
+    # --- the loop ---
+
+    def tick(self) -> bool:
+        self.receiver.check()
+        self._look_for_snapshots()
+        step = self.trainer.step()
+        if step is None:
+            return self._wait()
+        self._waiting_since = 0.0
+        self.receiver.set_consumed(self.synthetic.cursor)
+        self._note(step)
+        if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
+            self._evaluate()
+        if self._due(self.config.checkpoint.every_tokens, step) or self.trainer.done:
+            self._save()
+        self._collect_save()
+        return not self.trainer.done
+
+    def shutdown(self) -> None:
+        if self.trainer.trained.total_tokens > self._saved_tokens:
+            self._save()
+        self.checkpoints.wait(self.config.supervisor.stop_timeout_s)
+        self._collect_save()
+        self.receiver.stop(timeout_s=5.0)
+        self._record_window()
+        trained = self.trainer.trained
+        reason = "total_tokens reached" if self.trainer.done else "stopped"
+        self.record("finish", step=trained.steps, tokens=trained.total_tokens, reason=reason)
+
+    # --- parts of a tick ---
+
+    def _wait(self) -> bool:
+        """mix.starvation_policy = "wait": bounded, and visible."""
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        limit = self.config.mix.wait_timeout_s
+        if now - self._waiting_since > limit:
+            raise TimeoutError(
+                f'no synthetic document for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; '
+                'start generators, or set the policy to "real_only"'
+            )
+        self.report("waiting", "for synthetic documents", self._progress(), **self._facts())
+        with self.clock("data_wait"):
+            self.sleep(0.02)
+        return True
+
+    def _note(self, step: Step) -> None:
+        for digest in self._training_report.step(step):
+            parents = {s.digest: s.parent_tokens for s in self.snapshots.list()}
+            tokens = self.trainer.trained.total_tokens
+            self.record("first_trained", snapshot=digest, parent_tokens=parents.get(digest), tokens=tokens)
+        if time.monotonic() - self._last_record >= RECORD_EVERY_S:
+            self._record_window()
+
+    def _record_window(self) -> None:
+        self._last_record = time.monotonic()
+        self.record("train", **self._training_report.close_window(self.receiver.sessions()))
+        self.report("running", f"step {self.trainer.trained.steps}", self._progress(), **self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        facts = self._training_report.facts()
+        newest = self.newest_snapshot.digest if self.newest_snapshot else None
+        return facts | {"snapshots": {"trained_from": facts.pop("trained_from"), "newest": newest}}
+
+    def _progress(self) -> tuple[float, float, str]:
+        return (self.trainer.trained.total_tokens, self.config.training.total_tokens, "tokens")
+
+    def _due(self, every_tokens: int, step: Step) -> bool:
+        """Did this step cross a multiple of ``every_tokens``?"""
+        after = self.trainer.trained.total_tokens
+        before = after - sum(step.batch.num_tokens(name) for name in step.batch.source_names)
+        return after // every_tokens > before // every_tokens
+
+    def _evaluate(self) -> None:
+        with self.clock("evaluate"):
+            heldout = self.heldout.evaluate(self.trainer.model, self.device, self.config.training.precision)
+        self._training_report.evaluated(heldout)
+        trained = self.trainer.trained
+        self.record(
+            "eval",
+            step=trained.steps,
+            tokens=trained.total_tokens,
+            heldout_loss=heldout.loss,
+            heldout_bits_per_byte=heldout.bits_per_byte,
+        )
+
+    def _save(self) -> None:
+        trained = self.trainer.trained
+        state = {"fingerprints": self._fingerprints(), "trainer": self.trainer.state_dict()}
+        with self.clock("checkpoint"):
+            self.checkpoints.save(
+                trained.steps, trained.total_tokens, self.trainer.model, self.trainer.optimizer, state
+            )
+        self._saved_tokens = trained.total_tokens
+
+    def _collect_save(self) -> None:
+        result = self.checkpoints.poll()
+        if result is None:
+            return
+        if result.error:
+            self.metrics.inc("sbp_checkpoint_failures_total")
+            self.record("checkpoint_failed", step=result.step, tokens=result.tokens, reason=result.error)
+            return
+        self.metrics.inc("sbp_checkpoints_total")
+        self.metrics.observe("sbp_checkpoint_blocked_seconds", result.blocked_s)
+        self.metrics.set("sbp_checkpoint_tokens", result.tokens)
+        self.record("checkpoint", **_described(result))
+        point_to(self.run.path / "model", result.path / "model")
+
+    def _look_for_snapshots(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_for_snapshots < LOOK_FOR_SNAPSHOTS_EVERY_S:
+            return
+        self._looked_for_snapshots = now
+        current = self.snapshots.current()
+        if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
+            self.newest_snapshot = current
+            self.trainer.batches.mixer.start()
+            self.receiver.announce(current.digest, current.version, current.parent_tokens, current.path)
+
+
+def lock_run(path: Path) -> int:
+    """Hold RUN/trainer.lock until the process ends. Raises ConfigError that names the trainer that holds it."""
+    descriptor = os.open(path / "trainer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        status = read_json(path / "roles" / "trainer.json") or {}
+        raise ConfigError(
+            f"{path}: another trainer (process {status.get('pid', 'unknown')}) works on this run; "
+            "stop it first, or choose another run.dir"
+        ) from None
+    return descriptor
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Make ``link`` a relative symbolic link to ``target``, by rename."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    os.replace(temporary, link)
+
+
+def _described(result: SaveResult) -> dict[str, object]:
+    return {
+        "step": result.step,
+        "tokens": result.tokens,
+        "path": result.path.name,
+        "blocked_s": round(result.blocked_s, 4),
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def main(run: RunDir, metrics_port: int = 0) -> int:
+    torch.set_num_threads(run.config().training.cpu_threads)
+    return TrainerService(run, metrics_port=metrics_port).main()

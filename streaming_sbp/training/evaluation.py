@@ -1,0 +1,57 @@
+"""Loss on held-out real documents: always the same ones, packed once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from streaming_sbp import config
+from streaming_sbp.data.dataset import Split
+from streaming_sbp.training.batches import IGNORED, Batch, collate
+from streaming_sbp.training.mixer import REAL
+from streaming_sbp.training.model import token_losses
+from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.sources import RealSource
+
+
+@dataclass(frozen=True)
+class HeldoutLoss:
+    loss: float  # mean cross entropy, nats per token
+    bits_per_byte: float  # total cross entropy in bits over the UTF-8 bytes of the same documents
+
+
+class HeldoutSet:
+    """The first held-out documents, in a fixed order, that fill ``evaluation.heldout_sequences`` sequences."""
+
+    def __init__(self, split: Split, bos_id: int, eos_id: int, pad_id: int, settings: config.Config):
+        source = RealSource(split, bos_id, eos_id, seed=0)
+        sequence_tokens = settings.training.sequence_tokens
+        packer = Packer(config.Packing(num_open_bins=settings.evaluation.heldout_sequences), sequence_tokens)
+        self.num_bytes = 0
+        room = settings.evaluation.heldout_sequences * sequence_tokens
+        for position in range(len(split)):
+            room -= source.num_tokens(position)
+            if room < 0 and position > 0:
+                break
+            packer.add(REAL, position, source.num_tokens(position))
+            self.num_bytes += int(split.num_bytes[source.document(position)])
+        packer.flush()
+        rows = list(packer.closed)
+        size = settings.training.micro_batch_sequences or settings.training.batch_sequences
+        self._batches: list[Batch] = [
+            collate(rows[i : i + size], {REAL: source}, sequence_tokens, pad_id) for i in range(0, len(rows), size)
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, model: PreTrainedModel, device: torch.device, precision: str) -> HeldoutLoss:
+        was_training = model.training
+        model.eval()
+        total, targets = 0.0, 0
+        for batch in self._batches:
+            total += float(token_losses(model, batch, device, precision).double().sum())
+            targets += int((batch.labels[:, 1:] != IGNORED).sum())
+        model.train(was_training)
+        return HeldoutLoss(total / targets, total / math.log(2) / max(self.num_bytes, 1))

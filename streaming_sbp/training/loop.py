@@ -1,0 +1,183 @@
+"""The training loop: next batch, forward, backward, step, count. What each means lives in the modules it calls."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from streaming_sbp import config
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.training.batches import IGNORED, Batch, BatchStream
+from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.model import token_losses
+from streaming_sbp.training.optim import build_optimizer, learning_rate, set_learning_rate
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of a batch is NaN or infinite; the message names its documents."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. Losses are means in nats per target token, None where a source had no target."""
+
+    batch: Batch
+    losses: dict[str, float | None]
+    learning_rate: float
+    gradient_norm: float
+    skipped: bool = False  # the loss was not finite
+
+
+class PhaseClock:
+    """Seconds by phase since the process started."""
+
+    def __init__(self, phases: tuple[str, ...]):
+        self.seconds = dict.fromkeys(phases, 0.0)
+        self._mark = time.monotonic()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        self.seconds["other"] += started - self._mark
+        try:
+            yield
+        finally:
+            self._mark = time.monotonic()
+            self.seconds[phase] += self._mark - started
+
+
+class Trained:
+    """What has been trained, by source, generator and snapshot; part of the checkpoint."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.tokens: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})
+        self.documents: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})
+        self.by_generator: Counter[str] = Counter()
+        self.by_snapshot: Counter[str] = Counter()
+        self.padding_tokens = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.tokens.values())
+
+    def add(self, batch: Batch, journal: Journal) -> list[int]:
+        """Count a trained batch; returns the journal positions of the documents that it finished."""
+        self.steps += 1
+        self.padding_tokens += batch.num_padding_tokens
+        finished = batch.finished(SYNTHETIC)
+        for name in batch.source_names:
+            self.tokens[name] += batch.num_tokens(name)
+            self.documents[name] += len(batch.finished(name))
+        for position in finished:
+            entry = journal.entry(position)
+            self.by_generator[entry.generator] += 1
+            self.by_snapshot[entry.header.snapshot] += 1
+        return finished
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, Counter(value) if isinstance(value, dict) else value)
+
+
+class Trainer:
+    """Model, optimizer and batches. ``step`` returns None when there is no batch yet (policy ``wait``)."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: BatchStream,
+        journal: Journal,
+        training: config.Training,
+        device: torch.device,
+        clock: PhaseClock,
+    ):
+        self.model, self.batches, self.trained, self.clock = model.to(device), batches, Trained(), clock
+        self._journal, self._training, self._device = journal, training, device
+        self.optimizer = build_optimizer(self.model, training)
+        self.model.train()
+
+    @property
+    def done(self) -> bool:
+        return self.trained.total_tokens >= self._training.total_tokens
+
+    def step(self) -> Step | None:
+        with self.clock("data_wait"):
+            batch = self.batches.next()
+        if batch is None:
+            return None
+        with self.clock("forward_backward"):
+            losses = self._forward_backward(batch)
+        with self.clock("optimizer"):
+            done = self._optimize(batch, losses)
+        self.trained.add(batch, self._journal)
+        return done
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained": self.trained.state_dict(), "batches": self.batches.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.trained.load_state_dict(state["trained"])
+        self.batches.load_state_dict(state["batches"])
+
+    def _forward_backward(self, batch: Batch) -> dict[str, float | None]:
+        """Accumulate the gradient of the mean loss over all targets of the global batch."""
+        sums = {name: torch.zeros((), dtype=torch.float64) for name in batch.source_names}
+        counts = {name: int(_targets_of(batch, i).sum()) for i, name in enumerate(batch.source_names)}
+        size = self._training.micro_batch_sequences or len(batch.rows)
+        for first in range(0, len(batch.rows), size):
+            part = _rows(batch, first, first + size)
+            losses = token_losses(self.model, part, self._device, self._training.precision)
+            (losses.sum() / sum(counts.values())).backward()
+            kept = losses.detach().to("cpu", torch.float64)
+            for i, name in enumerate(batch.source_names):
+                sums[name] += kept[_targets_of(part, i)].sum()
+        return {name: float(sums[name]) / counts[name] if counts[name] else None for name in batch.source_names}
+
+    def _optimize(self, batch: Batch, losses: dict[str, float | None]) -> Step:
+        rate = learning_rate(self._training, self.trained.total_tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._training.gradient_clip))
+        finite = math.isfinite(norm) and all(loss is None or math.isfinite(loss) for loss in losses.values())
+        if not finite and self._training.on_non_finite == "stop":
+            raise NonFiniteLoss(self._describe(batch, losses, norm))
+        if finite:
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(batch, losses, rate, norm, skipped=not finite)
+
+    def _describe(self, batch: Batch, losses: dict[str, float | None], norm: float) -> str:
+        documents = ", ".join(sorted({f"{p.source}:{p.position}" for row in batch.rows for p in row}))
+        return (
+            f"step {self.trained.steps + 1}: loss {losses}, gradient norm {norm}: expected finite numbers. "
+            f"Documents of the batch (source:position): {documents}. Lower training.learning_rate, set "
+            'training.precision = "fp32", or go on past such batches with training.on_non_finite = "skip"'
+        )
+
+
+def _targets_of(batch: Batch, source_index: int) -> torch.Tensor:
+    """Which of the ``[rows, sequence_tokens - 1]`` losses are targets of this source."""
+    return (batch.labels[:, 1:] != IGNORED) & (batch.source_ids[:, 1:] == source_index)
+
+
+def _rows(batch: Batch, first: int, last: int) -> Batch:
+    part = slice(first, last)
+    return Batch(
+        batch.input_ids[part],
+        batch.labels[part],
+        batch.position_ids[part],
+        batch.source_ids[part],
+        batch.source_names,
+        batch.rows[part],
+    )

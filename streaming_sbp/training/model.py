@@ -1,0 +1,76 @@
+"""The model to train: a Hugging Face causal LM from a configuration, and its loss on packed batches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
+
+from streaming_sbp import config
+from streaming_sbp.config import ConfigError
+from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.training.batches import IGNORED, Batch
+
+_FAMILIES: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+
+
+def choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device = "cuda": no CUDA device found; use "auto" or "cpu"')
+    return torch.device(device)
+
+
+def build_model(model: config.Model, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
+    """Random weights from ``seed``, fp32."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(_hf_config(model, tokenizer), attn_implementation="sdpa")
+
+
+def token_losses(model: PreTrainedModel, batch: Batch, device: torch.device, precision: str) -> torch.Tensor:
+    """Cross entropy in nats of each target, fp32 ``[rows, sequence_tokens - 1]``; 0 where there is no target.
+
+    ``use_cache=False`` and no attention mask: only then do restarting position ids mask documents from each other.
+    """
+    input_ids, position_ids = batch.input_ids.to(device), batch.position_ids.to(device)
+    labels = batch.labels.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(labels.shape[0], -1)
+
+
+def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
+    special = {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    if model.config:
+        try:
+            return AutoConfig.from_pretrained(model.config, **special)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model.config = {model.config!r}: no Hugging Face configuration there: {error}"
+            ) from None
+    if model.hidden_size % model.num_heads or model.num_heads % model.num_kv_heads:
+        raise ConfigError(
+            f"model: hidden_size = {model.hidden_size} must be a multiple of num_heads = {model.num_heads}, "
+            f"and that of num_kv_heads = {model.num_kv_heads}"
+        )
+    return _FAMILIES[model.family](
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        head_dim=model.hidden_size // model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_position_embeddings=model.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        tie_word_embeddings=model.tie_word_embeddings,
+        **special,
+    )

@@ -1,0 +1,212 @@
+"""What the trainer says of itself: metrics, the `train` record, the facts in its status file."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from streaming_sbp import config
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.ledger import Ledger, SessionLedger, balance
+from streaming_sbp.telemetry.metrics import Metrics
+from streaming_sbp.training.evaluation import HeldoutLoss
+from streaming_sbp.training.loop import Step, Trainer
+from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.sources import RealSource
+
+SOURCES = (REAL, SYNTHETIC)
+
+
+def buffered_by_generator(trainer: Trainer, journal: Journal, num_accepted: int) -> Counter[str]:
+    """Documents accepted and not yet trained: behind the cursor in the journal, or waiting in the packer's bins."""
+    waiting = range(trainer.batches.sources[SYNTHETIC].cursor, num_accepted)
+    packed = (p.position for p in trainer.batches.packer.pieces() if p.source == SYNTHETIC and p.last)
+    return Counter(journal.entry(position).generator for position in (*waiting, *packed))
+
+
+class TrainingReport:
+    """Collects steps between two records, and keeps the newest of everything else."""
+
+    def __init__(self, trainer: Trainer, journal: Journal, real: RealSource, settings: config.Config, metrics: Metrics):
+        self._trainer, self._journal, self._real = trainer, journal, real
+        self._settings, self._metrics = settings, metrics
+        self._seen_snapshots = set(trainer.trained.by_snapshot)
+        self._loss_sums: Counter[str] = Counter()
+        self._loss_tokens: Counter[str] = Counter()
+        self._mean_loss: dict[str, float | None] = dict.fromkeys(SOURCES)
+        self._heldout: HeldoutLoss | None = None
+        self._last_step: Step | None = None
+        self._staleness_tokens: float | None = None
+        self._ledger: Ledger | None = None
+        self._sessions: list[SessionLedger] = []
+        self._window = (time.monotonic(), trainer.trained.total_tokens)
+        self._tokens_per_second = 0.0
+        self._exported: Counter[tuple[str, str]] = Counter()
+        metrics.set("sbp_target_tokens", settings.training.total_tokens)
+
+    def step(self, step: Step) -> list[str]:
+        """Count one step; returns the snapshots whose documents were trained for the first time."""
+        self._last_step = step
+        for name, loss in step.losses.items():
+            if loss is not None and not step.skipped:
+                weight = step.batch.num_tokens(name)
+                self._loss_sums[name] += loss * weight  # type: ignore[assignment]
+                self._loss_tokens[name] += weight
+                self._metrics.set("sbp_train_loss", loss, source=name)
+        self._metrics.inc("sbp_steps_total")
+        self._metrics.inc("sbp_non_finite_steps_total", step.skipped)
+        self._metrics.set("sbp_learning_rate", step.learning_rate)
+        self._metrics.set("sbp_gradient_norm", step.gradient_norm)
+        self._metrics.set("sbp_last_step_timestamp_seconds", time.time())
+        return self._note_snapshots(step)
+
+    def evaluated(self, heldout: HeldoutLoss) -> None:
+        self._heldout = heldout
+        self._metrics.set("sbp_heldout_loss", heldout.loss)
+        self._metrics.set("sbp_heldout_bits_per_byte", heldout.bits_per_byte)
+
+    def close_window(self, sessions: list[SessionLedger]) -> dict[str, Any]:
+        """The fields of a `train` record: means since the last one. Also brings the metrics up to date."""
+        now, tokens = time.monotonic(), self._trainer.trained.total_tokens
+        self._tokens_per_second = (tokens - self._window[1]) / max(now - self._window[0], 1e-9)
+        self._window = (now, tokens)
+        for name in SOURCES:
+            if self._loss_tokens[name]:
+                self._mean_loss[name] = self._loss_sums[name] / self._loss_tokens[name]
+        loss = {name: self._mean_loss[name] if self._loss_tokens[name] else None for name in SOURCES}
+        self._loss_sums.clear()
+        self._loss_tokens.clear()
+        self._balance(sessions)
+        self._export()
+        return {"loss": loss, **self._totals(), **self._mix(), **self._optimizer(), "ledger": self._ledger_terms()}
+
+    def facts(self) -> dict[str, Any]:
+        """What `sbp status` shows of the trainer."""
+        trained, mix = self._trainer.trained, self._mix()
+        return {
+            "step": trained.steps,
+            "tokens": trained.total_tokens,
+            "total_tokens": self._settings.training.total_tokens,
+            "ledger": self._ledger_terms() | self._ledger_details(),
+            "mix": {
+                "scheduled": mix["scheduled_share"],
+                "realised": mix["realised_share"],
+                "deviation_tokens": mix["deviation_tokens"],
+                "debt_tokens": mix["debt_tokens"],
+                "forgiven_tokens": mix["forgiven_tokens"],
+                "trained_tokens": dict(trained.tokens),
+            },
+            "loss": {
+                "train_real": self._mean_loss[REAL],
+                "train_synthetic": self._mean_loss[SYNTHETIC],
+                "heldout_real": self._heldout.loss if self._heldout else None,
+                "heldout_bits_per_byte": self._heldout.bits_per_byte if self._heldout else None,
+            },
+            "trained_from": dict(trained.by_snapshot),
+            "tokens_per_second": self._tokens_per_second,
+            "data_wait_share": self._trainer.clock.seconds["data_wait"]
+            / max(sum(self._trainer.clock.seconds.values()), 1e-9),
+            "staleness_tokens": self._staleness_tokens,
+            "peers": sum(session.alive for session in self._sessions),
+            "buffered": self._queue_depth(),
+            "real_epochs": self._real.epochs,
+        }
+
+    def _note_snapshots(self, step: Step) -> list[str]:
+        """Staleness of each document that ended in this batch, and which snapshots are new."""
+        new, ages = [], []
+        for position in step.batch.finished(SYNTHETIC):
+            header = self._journal.entry(position).header
+            ages.append(self._trainer.trained.total_tokens - header.parent_tokens)
+            self._metrics.observe("sbp_staleness_tokens", ages[-1])
+            if header.snapshot not in self._seen_snapshots:
+                self._seen_snapshots.add(header.snapshot)
+                new.append(header.snapshot)
+        if ages:
+            self._staleness_tokens = sum(ages) / len(ages)
+        return new
+
+    def _balance(self, sessions: list[SessionLedger]) -> None:
+        num_accepted = sum(session.accepted for session in sessions)
+        buffered = buffered_by_generator(self._trainer, self._journal, num_accepted)
+        self._sessions = sessions
+        self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered)
+
+    def _queue_depth(self) -> int:
+        return len(self._journal) - self._trainer.batches.sources[SYNTHETIC].cursor
+
+    def _totals(self) -> dict[str, Any]:
+        trained = self._trainer.trained
+        return {
+            "step": trained.steps,
+            "tokens": trained.total_tokens,
+            "trained_tokens": dict(trained.tokens),
+            "trained_documents": dict(trained.documents),
+            "padding_tokens": trained.padding_tokens,
+            "real_epochs": round(self._real.epochs, 4),
+            "tokens_per_second": round(self._tokens_per_second, 1),
+            "phases": {phase: round(seconds, 3) for phase, seconds in self._trainer.clock.seconds.items()},
+            "buffered": self._queue_depth(),
+        }
+
+    def _mix(self) -> dict[str, Any]:
+        mixer = self._trainer.batches.mixer
+        return {
+            "scheduled_share": mixer.scheduled_share,
+            "realised_share": mixer.realised_share,
+            "deviation_tokens": max(abs(deficit) for deficit in mixer.deficit_tokens.values()),
+            "debt_tokens": mixer.debt_tokens,
+            "forgiven_tokens": mixer.forgiven_tokens,
+            "starved_documents": mixer.starved_documents,
+        }
+
+    def _optimizer(self) -> dict[str, Any]:
+        step = self._last_step
+        return {
+            "learning_rate": step.learning_rate if step else None,
+            "gradient_norm": step.gradient_norm if step else None,
+        }
+
+    def _ledger_terms(self) -> dict[str, int]:
+        return self._ledger.terms() if self._ledger else {}
+
+    def _ledger_details(self) -> dict[str, Any]:
+        if self._ledger is None:
+            return {}
+        return {
+            "dropped_by_reason": self._ledger.dropped_by_reason(),
+            "by_generator": self._ledger.by_generator(),
+        }
+
+    def _export(self) -> None:
+        set_, mixer, trained = self._metrics.set, self._trainer.batches.mixer, self._trainer.trained
+        for name in SOURCES:
+            self._count("sbp_trained_tokens_total", trained.tokens[name], source=name)
+            self._count("sbp_trained_documents_total", trained.documents[name], source=name)
+            set_("sbp_mix_deviation_tokens", -mixer.deficit_tokens[name], source=name)
+        for share, metric in (
+            (mixer.scheduled_share, "sbp_mix_scheduled_share"),
+            (mixer.realised_share, "sbp_mix_realised_share"),
+        ):
+            set_(metric, 1.0 - share, source=REAL)
+            set_(metric, share, source=SYNTHETIC)
+        for phase, seconds in self._trainer.clock.seconds.items():
+            self._count("sbp_phase_seconds_total", seconds, phase=phase)
+        set_("sbp_mix_debt_tokens", mixer.debt_tokens)
+        self._count("sbp_mix_forgiven_tokens_total", mixer.forgiven_tokens)
+        self._count("sbp_mix_starved_documents_total", mixer.starved_documents)
+        self._count("sbp_padding_tokens_total", trained.padding_tokens)
+        set_("sbp_real_epochs", self._real.epochs)
+        set_("sbp_trained_snapshots", len(trained.by_snapshot))
+        set_("sbp_stream_buffered_documents", self._queue_depth())
+        for term, value in self._ledger_terms().items():
+            set_("sbp_ledger_documents", value, term=term)
+        for reason, value in self._ledger_details().get("dropped_by_reason", {}).items():
+            set_("sbp_dropped_documents", value, reason=reason)
+
+    def _count(self, metric: str, total: float, **labels: str) -> None:
+        """Bring a counter up to a total that is kept elsewhere."""
+        key = (metric, ",".join(labels.values()))
+        self._metrics.inc(metric, total - self._exported[key], **labels)
+        self._exported[key] = total  # type: ignore[assignment]

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import torch
+
+from streaming_sbp import config
+from streaming_sbp.training.batches import IGNORED, BatchStream
+from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.packing import Packer
+
+SEQUENCE_TOKENS = 64
+
+
+class ListSource:
+    """Documents in memory: position p is always the same sequence of tokens; ``limit`` of them exist."""
+
+    def __init__(self, seed, limit):
+        self._seed, self.limit, self.cursor = seed, limit, 0
+
+    def has_document(self):
+        return self.cursor < self.limit
+
+    def tokens(self, position):
+        rng = np.random.default_rng((self._seed, position))
+        return rng.integers(4, 1000, size=rng.integers(3, 150))
+
+    def num_tokens(self, position):
+        return len(self.tokens(position))
+
+
+def stream(synthetic_limit=10**9, share=0.4, policy="real_only"):
+    mixer = Mixer(config.Mix(synthetic_share=share, starvation_policy=policy))
+    mixer.start()
+    sources = {REAL: ListSource(0, 10**9), SYNTHETIC: ListSource(1, synthetic_limit)}
+    return BatchStream(sources, mixer, Packer(config.Packing(num_open_bins=8), SEQUENCE_TOKENS), 4, SEQUENCE_TOKENS, 0)
+
+
+def test_five_resumes_in_a_row_give_the_batches_of_an_uninterrupted_stream():
+    whole = stream(synthetic_limit=200)
+    expected = [whole.next().digest() for _ in range(120)]
+    assert len(set(expected)) == 120
+    resumed = stream(synthetic_limit=200)
+    found = []
+    for _ in range(6):
+        found += [resumed.next().digest() for _ in range(20)]
+        state = json.loads(json.dumps(resumed.state_dict()))
+        resumed = stream(synthetic_limit=200)
+        resumed.load_state_dict(state)
+    assert found == expected
+
+
+def test_every_document_is_in_the_batches_exactly_once_and_whole():
+    batches = stream()
+    tokens = {REAL: {}, SYNTHETIC: {}}
+    for _ in range(100):
+        batch = batches.next()
+        for row, pieces in enumerate(batch.rows):
+            at = 0
+            for piece in pieces:
+                part = batch.input_ids[row, at : at + piece.length].tolist()
+                seen = tokens[piece.source].setdefault(piece.position, {})
+                assert piece.start not in seen
+                seen[piece.start] = part
+                at += piece.length
+    waiting = {(piece.source, piece.position) for piece in batches.packer.pieces()}
+    for name, documents in tokens.items():
+        source = batches.sources[name]
+        for position in range(source.cursor):
+            if (name, position) in waiting:
+                continue
+            parts = documents[position]
+            whole = [token for start in sorted(parts) for token in parts[start]]
+            assert whole == source.tokens(position).tolist()
+
+
+def test_layout_of_a_batch():
+    batch = stream().next()
+    for row, pieces in enumerate(batch.rows):
+        at = 0
+        for piece in pieces:
+            span = slice(at, at + piece.length)
+            assert batch.position_ids[row, span].tolist() == list(range(piece.length))
+            assert batch.labels[row, at] == IGNORED
+            assert torch.equal(
+                batch.labels[row, at + 1 : at + piece.length], batch.input_ids[row, at + 1 : at + piece.length]
+            )
+            assert set(batch.source_ids[row, span].tolist()) == {batch.source_names.index(piece.source)}
+            at += piece.length
+        assert (batch.labels[row, at:] == IGNORED).all()
+        assert (batch.source_ids[row, at:] == -1).all()
+
+
+def test_wait_gives_no_batch_until_documents_come():
+    batches = stream(synthetic_limit=3, share=0.9, policy="wait")
+    while batches.next() is not None:
+        pass
+    batches.sources[SYNTHETIC].limit = 10**9
+    assert batches.next() is not None
+
+
+def test_trained_share_follows_the_schedule():
+    batches = stream(share=0.3)
+    synthetic = total = 0
+    for _ in range(400):
+        batch = batches.next()
+        synthetic += batch.num_tokens(SYNTHETIC)
+        total += batch.num_tokens(SYNTHETIC) + batch.num_tokens(REAL)
+    assert abs(synthetic / total - 0.3) < 0.01

@@ -1,0 +1,82 @@
+import tomllib
+
+import pytest
+
+from streaming_sbp import config
+from streaming_sbp.config import ConfigError
+from streaming_sbp.rundir import RunDir, set_aside
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_every_preset_loads_and_survives_a_round_trip(name):
+    loaded = config.load(preset=name)
+    assert config.build(tomllib.loads(config.to_toml(loaded))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mix.sintetic_share=0.2", "did you mean 'synthetic_share'"),
+        ("mxi.synthetic_share=0.2", "did you mean 'mix'"),
+        ("training.synthetic_share=0.2", "did you mean 'mix.synthetic_share'"),
+        ("mix.synthetic_share=1.4", "mix.synthetic_share = 1.4"),
+        ("mix.schedule=sometimes", "mix.schedule = 'sometimes'"),
+        ("mix.synthetic_share", "expected section.key=value"),
+        ("model.max_position_embeddings=64", "expected at least"),
+        ("mix.schedule=steps", 'exactly when mix.schedule = "steps"'),
+    ],
+)
+def test_wrong_settings_say_what_was_expected(override, message):
+    with pytest.raises(ConfigError) as caught:
+        config.load(overrides=[override])
+    assert message in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        config.load(overrides=["mix.a=1", "stream.b=2"])
+    assert "mix.a" in str(caught.value)
+    assert "stream.b" in str(caught.value)
+
+
+def test_strings_with_quotes_and_control_characters_survive():
+    loaded = config.load(overrides=['data.inputs=["a\\"b\\n", "ü\\\\"]'])
+    assert loaded.data.inputs == ('a"b\n', "ü\\")
+    assert config.build(tomllib.loads(config.to_toml(loaded))) == loaded
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.toml: not found"):
+        config.load(tmp_path / "nothing.toml")
+    (tmp_path / "broken.toml").write_text("[mix\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
+        config.load(tmp_path / "broken.toml")
+
+
+def test_a_run_refuses_another_configuration_until_told(tmp_path):
+    here = f'run.dir="{tmp_path / "run"}"'
+    RunDir.open_or_create(config.load(overrides=[here]))
+    changed = config.load(overrides=[here, "mix.synthetic_share=0.5"])
+    with pytest.raises(ConfigError, match=r"mix\.synthetic_share: 0\.3 -> 0\.5"):
+        RunDir.open_or_create(changed)
+    assert RunDir.open_or_create(changed, accept_changes=True).config() == changed
+
+
+def test_fresh_moves_a_run_aside_and_nothing_else(tmp_path):
+    run = RunDir.open_or_create(config.load(overrides=[f'run.dir="{tmp_path / "run"}"']))
+    moved = set_aside(run.path)
+    assert moved is not None
+    assert RunDir(moved).run_id == run.run_id
+    assert set_aside(run.path) is None
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="not a run directory"):
+        set_aside(tmp_path / "other")
+
+
+def test_records_survive_a_line_cut_short(tmp_path):
+    run = RunDir.open_or_create(config.load(overrides=[f'run.dir="{tmp_path / "run"}"']))
+    run.record("trainer")("start", tokens=1)
+    with open(run.records / "trainer.jsonl", "a") as file:
+        file.write('{"event": "tra')
+    run.record("trainer")("start", tokens=2)
+    assert [record["tokens"] for record in run.read_records("trainer")] == [1, 2]
