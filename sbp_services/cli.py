@@ -83,7 +83,7 @@ def run(
 
 @app.command()
 def ingest(overrides: Overrides = None, config: ConfigOption = None, preset: PresetOption = None) -> None:
-    """Turn text into tokenised WebDataset shards with an index, as the [data] section says."""
+    """Turn text into tokenised WebDataset shards with an index, as section `data` of the configuration says."""
     from sbp_services.run import ingest_with_progress
 
     ingest_with_progress(_config(config, preset, overrides))

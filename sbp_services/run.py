@@ -21,7 +21,7 @@ NOTHING_LEFT = "this run has trained all its tokens; start over with --fresh, or
 
 
 def ingest_with_progress(config: Config) -> IngestSummary:
-    """Ingest as the [data] section says, with a progress bar."""
+    """Ingest as section `data` of the configuration says, with a progress bar."""
     console = Console()
     columns = (
         TextColumn("{task.description:<24}"),

@@ -153,7 +153,7 @@ class Supervisor(Service):
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:
-    """A child in a session of its own: a Ctrl-C in the terminal reaches the supervisor only, which stops it in order."""
+    """A child in a session of its own: Ctrl-C in the terminal reaches the supervisor only, which stops it in order."""
     process = subprocess.Popen(
         command,
         env=environment,

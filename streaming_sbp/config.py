@@ -35,7 +35,7 @@ class Run(Section):
 
 class Data(Section):
     dataset: str = "data/default"  # folder of the ingested data set; made by `sbp ingest`, shared by runs
-    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets"] = "pydocs"
+    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets"] = "pydocs"  # the kind of input
     inputs: tuple[str, ...] = ()  # files, folders or a data set's name; `pydocs` needs none
     text_column: str = "text"  # the column, JSON key or WebDataset extension that holds the text
     min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
@@ -51,9 +51,7 @@ class Pairing(Section):
     embedder: Literal["tfidf"] | str = "tfidf"  # "tfidf" needs no download; else a sentence-transformers path or name
     dimensions: Positive = 128  # of the tfidf embedding, after truncated SVD
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
-    threshold: Share = (
-        0.6  # keep pairs whose inner product is above; the paper's alpha is about 0.75 for Qwen3-Embedding
-    )
+    threshold: Share = 0.6  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
     near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
     shingle_tokens: Positive = 13  # length of a shingle
@@ -61,15 +59,15 @@ class Pairing(Section):
 
 
 class Model(Section):
-    family: Literal["llama", "qwen3"] = "llama"
-    hidden_size: Positive = 256
-    num_layers: Positive = 4
-    num_heads: Positive = 4
-    num_kv_heads: Positive = 4
-    intermediate_size: Positive = 704
+    family: Literal["llama", "qwen3"] = "llama"  # architecture of the trained model
+    hidden_size: Positive = 256  # width of the residual stream
+    num_layers: Positive = 4  # depth
+    num_heads: Positive = 4  # must divide hidden_size
+    num_kv_heads: Positive = 4  # fewer than num_heads: grouped-query attention, a smaller cache
+    intermediate_size: Positive = 704  # width of the MLP
     max_position_embeddings: Positive = 1024  # longest sequence trained or generated
-    rope_theta: PositiveFloat = 10000.0
-    tie_word_embeddings: bool = True
+    rope_theta: PositiveFloat = 10000.0  # base of the rotary embedding; raise for long contexts
+    tie_word_embeddings: bool = True  # input and output embeddings share weights: fewer parameters for small models
     config: str = ""  # a Hugging Face config folder or name instead of the fields above
 
 
@@ -78,16 +76,16 @@ class Training(Section):
     sequence_tokens: Positive = 512  # length of a packed sequence
     batch_sequences: Positive = 8  # sequences in a global batch: one optimizer step
     micro_batch_sequences: Annotated[int, Field(ge=0)] = 0  # 0: the whole batch at once; lower to save memory
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: PositiveFloat = 3e-3  # peak; sweep it first
     min_learning_rate_ratio: Share = 0.1  # learning rate at the end, as a share of the peak
-    warmup_tokens: Annotated[int, Field(ge=0)] = 200_000
+    warmup_tokens: Annotated[int, Field(ge=0)] = 200_000  # linear warm-up, against early divergence
     decay_share: Share = 0.2  # last part of the run, in which the rate falls linearly (warmup-stable-decay)
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1  # on matrices, not on norms
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Share = 0.9  # AdamW, first moment
+    beta2: Share = 0.95  # AdamW, second moment; lower for noisy, small batches
     gradient_clip: PositiveFloat = 1.0  # global L2 norm
     precision: Literal["bf16", "fp32"] = "bf16"  # autocast of the forward pass; weights stay fp32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
     cpu_threads: Positive = 1  # torch threads of the trainer; more only where cores are free
     on_non_finite: Literal["stop", "skip"] = "stop"  # NaN or infinite loss: stop with the batch named, or skip the step
 
@@ -98,7 +96,9 @@ class ShareStep(Section):
 
 
 class Mix(Section):
-    schedule: Literal["constant", "ramp", "steps"] = "constant"
+    schedule: Literal["constant", "ramp", "steps"] = (
+        "constant"  # how the synthetic share changes after the first snapshot
+    )
     synthetic_share: Share = 0.3  # share of trained tokens; for a ramp, the share at its end
     ramp_tokens: Annotated[int, Field(ge=0)] = 0  # length of the ramp, from the first snapshot
     steps: tuple[ShareStep, ...] = ()  # for schedule = "steps", ascending
@@ -114,12 +114,12 @@ class Packing(Section):
 
 
 class Checkpoint(Section):
-    every_tokens: Positive = 500_000
-    keep_last: Positive = 3
+    every_tokens: Positive = 500_000  # the tuner works on each; also the most that a crash can cost
+    keep_last: Positive = 3  # older ones are deleted
 
 
 class Evaluation(Section):
-    every_tokens: Positive = 200_000
+    every_tokens: Positive = 200_000  # held-out loss is measured this often
     heldout_sequences: Positive = 32  # packed sequences of held-out real documents, always the same
 
 
@@ -129,10 +129,10 @@ class Synthesizer(Section):
     max_target_tokens: Positive = 192  # a longer target document is cut, and then has no <eos>
     tuning_tokens: Positive = 400_000  # budget of one tuning, tokens that pass through the model
     batch_tokens: Positive = 4096  # per optimizer step
-    learning_rate: PositiveFloat = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    evaluate_every_steps: Positive = 20
+    learning_rate: PositiveFloat = 1e-3  # peak of a tuning; it decays to zero over the budget
+    warmup_steps: Annotated[int, Field(ge=0)] = 10  # optimizer steps
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1  # on matrices, not on norms
+    evaluate_every_steps: Positive = 20  # held-out pair loss is measured this often
     patience: Positive = 3  # evaluations without a better held-out pair loss before tuning stops
     heldout_pairs: Positive = 128  # pairs of held-out neighbourhoods, always the same
     idle_s: PositiveFloat = 1.0  # how often to look for a newer checkpoint
@@ -154,17 +154,17 @@ class Snapshots(Section):
 
 class Generator(Section):
     count: Annotated[int, Field(ge=0)] = 1  # generators that `sbp run` starts
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers"] = "transformers"  # what samples
     batch_size: Positive = 32  # documents sampled at once
-    temperature: PositiveFloat = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    temperature: PositiveFloat = 1.0  # lower is safer and less varied
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9  # nucleus; 1: off
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: no limit
     min_new_tokens: Positive = 16  # shorter documents are dropped as `too_short`
     max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
+    precision: Literal["bf16", "fp32"] = "bf16"  # of weights and cache while sampling
 
 
 class Stream(Section):
@@ -172,10 +172,10 @@ class Stream(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: a free port, announced in RUN/roles/trainer.json
     capacity_documents: Positive = 512  # accepted or granted but not yet trained; bounds staleness and memory
     max_document_tokens: Positive = 4096  # larger documents are refused as `oversized`
-    heartbeat_s: PositiveFloat = 1.0
+    heartbeat_s: PositiveFloat = 1.0  # both ways
     dead_after_s: PositiveFloat = 10.0  # a silent peer is dead, and its credit goes to others
     resend_after_s: PositiveFloat = 5.0  # an unacknowledged document is sent again
-    max_peers: Positive = 1024
+    max_peers: Positive = 1024  # further generators are refused
 
 
 class Journal(Section):
@@ -190,9 +190,9 @@ class Telemetry(Section):
 
 class Supervisor(Section):
     backoff_s: PositiveFloat = 1.0  # wait before the first restart of a role that died; doubles each time
-    max_backoff_s: PositiveFloat = 60.0
+    max_backoff_s: PositiveFloat = 60.0  # longest wait before a restart
     max_restarts: Positive = 20  # of one role within `restart_window_s`; more end the run with the reason
-    restart_window_s: PositiveFloat = 3600.0
+    restart_window_s: PositiveFloat = 3600.0  # over which `max_restarts` counts
     stop_timeout_s: PositiveFloat = 60.0  # a role that has not stopped by then is killed
     background_nice: Annotated[int, Field(ge=0, le=19)] = 5  # niceness of pairer, tuner, generators on this machine
 

@@ -1,0 +1,222 @@
+"""`sbp status`: one JSON-able object that says where a run stands. Described key by key in docs/status.md.
+
+Made from RUN/roles/*.json (what each process says of itself) and RUN/records/*.jsonl (what happened); nothing is asked
+of the processes, so it works while they run, after the end, and after any of them was killed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from streaming_sbp.config import Config
+from streaming_sbp.files import read_json
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.records import RecordFollower
+from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, SnapshotSummary, TrainerSummary
+
+Status = dict[str, Any]
+ENDED = ("stopped", "done", "failed")  # states after which a process is meant to be gone
+LEDGER = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance", "dropped_by_reason", "by_generator")
+MIX = {
+    "scheduled": "scheduled_share",
+    "realised": "realised_share",
+    "deviation_tokens": "deviation_tokens",
+    "debt_tokens": "debt_tokens",
+    "forgiven_tokens": "forgiven_tokens",
+    "trained_tokens": "trained_tokens",
+}
+# A process that started later than its status file was written is another program with the same pid. The kernel gives
+# start times to the second.
+PID_REUSE_SLACK_S = 2.0
+NUM_EVENTS = 20
+NUM_EVALUATIONS = 40
+
+
+def collect(run: RunDir) -> Status:
+    """Where the run stands now. Every documented key is present; what does not exist yet is None."""
+    return StatusCollector(run).collect()
+
+
+class StatusCollector:
+    """Collects again and again, and reads each record once."""
+
+    def __init__(self, run: RunDir):
+        self._run = run
+        self._followers: dict[str, RecordFollower] = {}
+        self._trainer = TrainerSummary()
+        self._snapshots = SnapshotSummary()
+        self._restarts = RestartSummary()
+        self._events = EventSummary()
+
+    def collect(self) -> Status:
+        config = self._run.config()
+        self._read_new_records()
+        files = self._read_role_files()
+        roles = {name: self._role(files.get(name, {})) for name in _role_names(config, files)}
+        for name, role in roles.items():
+            role["restarts"] = self._restarts.restarts[name]
+        trainer = files.get("trainer", {}).get("facts", {})
+        status = {
+            "run": self._run_part(config, roles, trainer),
+            "ledger": self._ledger(trainer),
+            "mix": self._mix(trainer),
+            "snapshots": self._snapshots_part(trainer),
+            "loss": self._loss(trainer),
+            "throughput": self._throughput(trainer, files, roles),
+            "roles": roles,
+            "events": [asdict(event) for event in self._events.newest(NUM_EVENTS)],
+        }
+        return _finite(status)
+
+    # --- what there is to read ---
+
+    def _read_new_records(self) -> None:
+        for path in sorted(self._run.records.glob("*.jsonl")):
+            follower = self._followers.setdefault(path.stem, RecordFollower(path))
+            for record in follower.read():
+                self._events.add(path.stem, record)
+                self._snapshots.add(record)
+                if path.stem == "trainer":
+                    self._trainer.add(record)
+                elif path.stem == "supervisor":
+                    self._restarts.add(record)
+
+    def _read_role_files(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path in sorted(self._run.roles.glob("[!.]*.json")):
+            try:
+                found[path.stem] = read_json(path) or {}
+            except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
+                found[path.stem] = {}
+        return found
+
+    # --- the parts of the object ---
+
+    def _run_part(self, config: Config, roles: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        total = config.training.total_tokens
+        tokens = self._trainer.tokens if self._trainer.tokens is not None else facts.get("tokens")
+        state = _run_state(roles, done=(self._trainer.finished_tokens or 0) >= total)
+        rate = self._trainer.tokens_per_second()
+        running = state == "running" and tokens is not None and rate
+        return {
+            "id": self._run.run_id,
+            "dir": str(self._run.path),
+            "state": state,
+            "created": self._run.created,
+            "tokens": tokens,
+            "total_tokens": total,
+            "eta_s": max(0.0, (total - tokens) / rate) if running else None,
+        }
+
+    def _ledger(self, facts: dict[str, Any]) -> dict[str, Any]:
+        source = facts.get("ledger") or self._trainer.newest("ledger") or {}
+        return {term: source.get(term) for term in LEDGER}
+
+    def _mix(self, facts: dict[str, Any]) -> dict[str, Any]:
+        if facts.get("mix"):
+            return {key: facts["mix"].get(key) for key in MIX}
+        return {key: self._trainer.newest(field) for key, field in MIX.items()}
+
+    def _snapshots_part(self, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "published": self._snapshots.verdicts["published"],
+            "quarantined": self._snapshots.verdicts["quarantined"],
+            "swapped_in": len(self._snapshots.swapped_in),
+            "trained_from": facts.get("snapshots", {}).get("trained_from"),
+            "newest": self._newest_snapshot(),
+        }
+
+    def _newest_snapshot(self) -> dict[str, Any] | None:
+        record = self._snapshots.newest
+        if record is None:
+            return None
+        kept = {key: record.get(key) for key in ("digest", "version", "parent_tokens", "measures")}
+        return kept | {"age_s": max(0.0, time.time() - record["time"])}
+
+    def _loss(self, facts: dict[str, Any]) -> dict[str, Any]:
+        said, evaluations = facts.get("loss", {}), self._trainer.evaluations
+        last = evaluations[-1] if evaluations else {}
+        return {
+            "train_real": _first(said.get("train_real"), self._trainer.newest_loss("real")),
+            "train_synthetic": _first(said.get("train_synthetic"), self._trainer.newest_loss("synthetic")),
+            "heldout_real": _first(last.get("heldout_loss"), said.get("heldout_real")),
+            "heldout_bits_per_byte": _first(last.get("heldout_bits_per_byte"), said.get("heldout_bits_per_byte")),
+            "heldout_history": [[e.get("tokens"), e.get("heldout_loss")] for e in evaluations[-NUM_EVALUATIONS:]],
+        }
+
+    def _throughput(
+        self, facts: dict[str, Any], files: dict[str, dict[str, Any]], roles: dict[str, Any]
+    ) -> dict[str, Any]:
+        alive = [files[name].get("facts", {}) for name in files if roles[name]["alive"]]
+        rates = [said["documents_per_second"] for said in alive if said.get("documents_per_second") is not None]
+        return {
+            "tokens_per_second": _first(self._trainer.tokens_per_second(), facts.get("tokens_per_second")),
+            "documents_per_second": sum(rates) if rates else None,
+            "data_wait_share": facts.get("data_wait_share"),
+            "staleness_tokens": facts.get("staleness_tokens"),
+            "peers": facts.get("peers"),
+            "real_epochs": _first(facts.get("real_epochs"), self._trainer.newest("real_epochs")),
+        }
+
+    def _role(self, said: dict[str, Any]) -> dict[str, Any]:
+        alive = is_alive(said)
+        state = said.get("state")
+        updated = said.get("updated")
+        return {
+            "role": said.get("role"),
+            "pid": said.get("pid"),
+            "state": state if alive or state is None or state in ENDED else "dead",
+            "detail": said.get("detail"),
+            "progress": said.get("progress"),
+            "metrics_port": said.get("metrics_port"),
+            "alive": alive,
+            "age_s": None if updated is None else max(0.0, time.time() - updated),
+            "rss_bytes": said.get("rss_bytes"),
+            "peak_rss_bytes": said.get("peak_rss_bytes"),
+            "cpu_seconds": said.get("cpu_seconds"),
+        }
+
+
+def is_alive(role: dict[str, Any]) -> bool:
+    """Whether the process that wrote this role file still runs: not a zombie, and no other program with its pid."""
+    pid, updated = role.get("pid"), role.get("updated")
+    if pid is None or updated is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        started, state = process.create_time(), process.status()
+    except psutil.Error:
+        return False
+    return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and started <= updated + PID_REUSE_SLACK_S
+
+
+def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
+    """The roles this run is made of, started or not, then any others that ever ran."""
+    expected = ["supervisor", "trainer", "pairer", "tuner", *(f"generator-{k}" for k in range(config.generator.count))]
+    return expected + sorted(set(files) - set(expected))
+
+
+def _run_state(roles: dict[str, Any], done: bool) -> str:
+    if any(role["alive"] and role["state"] not in ENDED for role in roles.values()):
+        return "running"
+    if done:
+        return "done"
+    return "failed" if "failed" in (roles["supervisor"]["state"], roles["trainer"]["state"]) else "stopped"
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: they become None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

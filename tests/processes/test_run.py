@@ -1,0 +1,198 @@
+"""Whole runs, as a user starts them: real processes, sockets, signals and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streaming_sbp import config
+from streaming_sbp.rundir import RunDir
+from tests.conftest import tiny_overrides
+
+pytestmark = pytest.mark.processes
+
+# enough of everything to happen within a minute on two cores
+RUN = [
+    "training.total_tokens=1500000",
+    "checkpoint.every_tokens=60000",
+    "evaluation.every_tokens=60000",
+    "mix.synthetic_share=0.2",
+    "pairing.threshold=0.2",
+    "pairing.dimensions=32",
+    "synthesizer.tuning_tokens=20000",
+    "synthesizer.batch_tokens=1024",
+    "synthesizer.evaluate_every_steps=5",
+    "synthesizer.heldout_pairs=16",
+    "gate.trial_documents=8",
+    "gate.max_repetitive_share=1.0",
+    "gate.max_empty_share=1.0",
+    "gate.max_copied_share=1.0",
+    "gate.max_duplicate_share=1.0",
+    "gate.max_pair_loss_increase=10.0",
+    "generator.batch_size=16",
+    "generator.max_repetition=1.0",
+    "generator.max_copied_span=1.0",
+    "stream.capacity_documents=64",
+    "stream.dead_after_s=3",
+]
+
+
+def start(folder: Path, *extra: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sbp_services", "run", *tiny_overrides(folder), *RUN, *extra]
+    log = open(folder / "run.log", "ab")  # noqa: SIM115 - the process keeps it
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What `sbp status RUN --json` prints."""
+    command = [sys.executable, "-m", "sbp_services", "status", str(folder / "run"), "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+
+
+def wait_until(what: str, happened: Callable[[], Any], process: subprocess.Popen[bytes], folder: Path) -> Any:
+    end = time.monotonic() + 150
+    while time.monotonic() < end:
+        if value := happened():
+            return value
+        assert process.poll() is None, f"the run ended before: {what}\n{(folder / 'run.log').read_text()[-3000:]}"
+        time.sleep(0.3)
+    raise AssertionError(f"not within 150 s: {what}\n{(folder / 'run.log').read_text()[-3000:]}")
+
+
+def role(run: RunDir, name: str) -> dict[str, Any]:
+    return run.read_roles().get(name, {})
+
+
+def trained_synthetic(run: RunDir) -> int:
+    return role(run, "trainer").get("facts", {}).get("mix", {}).get("trained_tokens", {}).get("synthetic", 0)
+
+
+def finish(process: subprocess.Popen[bytes], number: int = signal.SIGINT) -> int:
+    process.send_signal(number)
+    return process.wait(90)
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder for one run, on the session's corpus."""
+    (tmp_path / "corpus.jsonl").symlink_to(tiny_folder / "corpus.jsonl")
+    yield tmp_path
+    if (tmp_path / "run").exists():
+        for found in RunDir(tmp_path / "run").read_roles().values():
+            _kill_if_ours(found["pid"], tmp_path)
+
+
+def _kill_if_ours(pid: int, folder: Path) -> None:
+    try:
+        if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+
+
+def test_kills_interrupt_and_resume_lose_nothing(folder: Path) -> None:
+    process = start(folder)
+    wait_until("the run directory", (folder / "run" / "run.json").exists, process, folder)
+    run = RunDir(folder / "run")
+    wait_until("synthetic documents are trained", lambda: trained_synthetic(run) > 3000, process, folder)
+
+    # every role serves its health and metrics
+    for name, found in run.read_roles().items():
+        if found["state"] == "done":
+            continue
+        address = f"http://127.0.0.1:{found['metrics_port']}"
+        assert urllib.request.urlopen(f"{address}/healthz", timeout=10).status == 200
+        assert b"sbp_" in urllib.request.urlopen(f"{address}/metrics", timeout=10).read(), name
+
+    # a generator is killed: the run goes on, the generator comes back and its documents are trained
+    victim = role(run, "generator-0")["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until("the generator is back", lambda: role(run, "generator-0").get("pid") != victim, process, folder)
+    before = trained_synthetic(run)
+    wait_until("its documents are trained", lambda: trained_synthetic(run) > before + 3000, process, folder)
+
+    # the trainer is killed: it resumes from its checkpoint, and the ledger still balances
+    victim = role(run, "trainer")["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until("the trainer is back", lambda: role(run, "trainer").get("facts", {}).get("ledger"), process, folder)
+    assert role(run, "trainer")["pid"] != victim
+    starts = [r for r in run.read_records("trainer") if r["event"] == "start"]
+    assert starts[-1]["resumed_from"]
+    before = trained_synthetic(run)
+    wait_until("it goes on", lambda: trained_synthetic(run) > before + 3000, process, folder)
+
+    # Ctrl-C: a clean end with a checkpoint
+    assert finish(process) == 0
+    stopped = status(folder)
+    assert stopped["run"]["state"] == "stopped"
+    assert stopped["ledger"]["imbalance"] == 0
+    assert stopped["ledger"]["in_flight"] == 0
+    assert not any(found["alive"] for found in stopped["roles"].values())
+
+    # the same command goes on from there, to the end
+    more = stopped["run"]["tokens"] + 150_000
+    process = start(folder, f"training.total_tokens={more}", "--accept-changes")
+    assert process.wait(150) == 0, (folder / "run.log").read_text()[-3000:]
+    starts = [r for r in run.read_records("trainer") if r["event"] == "start"]
+    assert starts[-1]["tokens"] == stopped["run"]["tokens"]
+    done = status(folder)
+    assert done["run"]["state"] == "done"
+    assert done["ledger"]["imbalance"] == 0
+    assert done["ledger"]["trained"] + done["ledger"]["buffered"] + done["ledger"]["dropped"] == done["ledger"]["sent"]
+    assert done["mix"]["realised"] > 0
+    assert sum(done["snapshots"]["trained_from"].values()) == done["ledger"]["trained"]
+    assert done["loss"]["heldout_real"] < 4.0
+    check_journal(run, done)
+    check_results(run)
+
+
+def check_journal(run: RunDir, done: dict[str, Any]) -> None:
+    """The journal, read by plain webdataset, holds every accepted document once."""
+    import webdataset
+
+    shards = sorted(str(path) for path in run.journal.glob("*.tar"))
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(shards, shardshuffle=False)]
+    assert len(keys) == len(set(keys)) == done["ledger"]["trained"] + done["ledger"]["buffered"]
+
+
+def check_results(run: RunDir) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run.path / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = model.generate(**tokenizer("The river", return_tensors="pt"), max_new_tokens=5)
+    assert tokenizer.decode(ids[0]).startswith("The river")
+    page = (run.path / "report" / "index.html").read_text()
+    assert "<script" not in page
+    for command in (["peek", str(run.path), "-n", "2"], ["status", str(run.path)]):
+        shown = subprocess.run([sys.executable, "-m", "sbp_services", *command], capture_output=True, timeout=60)
+        assert shown.returncode == 0, shown.stderr.decode()
+        assert shown.stdout.strip()
+
+
+def test_a_second_trainer_on_a_run_is_refused_and_names_the_first(folder: Path) -> None:
+    from sbp_services.trainer import lock_run
+    from streaming_sbp.config import ConfigError
+
+    run = RunDir.open_or_create(config.load(overrides=tiny_overrides(folder)))
+    lock_run(run.path)
+    with pytest.raises(ConfigError, match="another trainer"):
+        lock_run(run.path)
+
+
+def test_bad_settings_end_with_status_2_and_say_why(folder: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "sbp_services", "run", "mix.sintetic_share=0.2"], capture_output=True, timeout=60
+    )
+    assert process.returncode == 2
+    assert b"did you mean 'synthetic_share'" in process.stderr

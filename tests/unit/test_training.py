@@ -1,0 +1,195 @@
+"""The loop on a real model and a real data set: packed masking, learning, exact resume, damaged checkpoints."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from streaming_sbp import config
+from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.checkpoint import CheckpointStore, newest_checkpoint
+from streaming_sbp.training.evaluation import HeldoutSet
+from streaming_sbp.training.loop import NonFiniteLoss, PhaseClock, Trainer
+from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.model import build_model, choose_device, token_losses
+from streaming_sbp.training.optim import learning_rate
+from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.sources import RealSource, SyntheticSource
+
+CPU = torch.device("cpu")
+
+
+def make_trainer(settings: Config, folder: Path, **training: object) -> Trainer:
+    dataset = Dataset.open(settings.data.dataset)
+    tokenizer = dataset.tokenizer()
+    changed = settings.training.model_copy(update=training)
+    journal = Journal(folder)
+    sources = {
+        REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
+        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id),
+    }
+    packer = Packer(settings.packing, changed.sequence_tokens)
+    batches = BatchStream(
+        sources, Mixer(settings.mix), packer, changed.batch_sequences, changed.sequence_tokens, tokenizer.pad_id
+    )
+    model = build_model(settings.model, tokenizer, settings.run.seed)
+    return Trainer(model, batches, journal, changed, CPU, PhaseClock(PHASES))
+
+
+def heldout(settings: Config) -> HeldoutSet:
+    dataset = Dataset.open(settings.data.dataset)
+    tokenizer = dataset.tokenizer()
+    return HeldoutSet(dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_packed_documents_do_not_see_each_other(tiny_config, tmp_path, family):
+    settings = tiny_config.model_copy(update={"model": tiny_config.model.model_copy(update={"family": family})})
+    trainer = make_trainer(settings, tmp_path / "journal")
+    batch = trainer.batches.next()
+    packed = token_losses(trainer.model, batch, CPU, "fp32")
+    assert max(len(row) for row in batch.rows) > 1
+    for row, pieces in enumerate(batch.rows):
+        at = 0
+        for piece in pieces:
+            ids = batch.input_ids[row : row + 1, at : at + piece.length]
+            logits = trainer.model(input_ids=ids).logits[0, :-1].float()
+            alone = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            assert torch.allclose(packed[row, at : at + piece.length - 1], alone, atol=1e-4)
+            at += piece.length
+
+
+def test_training_lowers_the_heldout_loss(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path / "journal", learning_rate=1e-2)
+    judge = heldout(tiny_config)
+    before = judge.evaluate(trainer.model, CPU, "fp32")
+    vocabulary = Dataset.open(tiny_config.data.dataset).tokenizer().vocab_size
+    assert before.loss == pytest.approx(math.log(vocabulary), rel=0.1)  # untrained: uniform
+    for _ in range(40):
+        trainer.step()
+    after = judge.evaluate(trainer.model, CPU, "fp32")
+    assert after.loss < 0.6 * before.loss
+    assert after.bits_per_byte / after.loss == pytest.approx(before.bits_per_byte / before.loss)
+
+
+def test_bits_per_byte_counts_every_byte_of_the_same_documents(tiny_config, tmp_path):
+    dataset = Dataset.open(tiny_config.data.dataset)
+    split, tokenizer = dataset.split("heldout"), dataset.tokenizer()
+    everything = tiny_config.model_copy(update={"evaluation": config.Evaluation(heldout_sequences=1000)})
+    judge = heldout(everything)
+    assert judge.num_bytes == sum(len(tokenizer.decode(split.tokens(i)).encode()) for i in range(len(split)))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
+    norms = []
+    for size in (0, 1, 3):
+        trainer = make_trainer(tiny_config, tmp_path / "journal", micro_batch_sequences=size, precision="fp32")
+        norms.append(trainer.step().gradient_norm)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+def test_resume_is_bit_identical(tiny_config, tmp_path):
+    """Three saves and resumes, across an epoch boundary, against one uninterrupted run: batches and losses."""
+
+    def steps(trainer: Trainer, count: int) -> list[tuple[str, float]]:
+        done = [trainer.step() for _ in range(count)]
+        return [(step.batch.digest(), step.losses[REAL]) for step in done]
+
+    whole = make_trainer(tiny_config, tmp_path / "journal")
+    expected = steps(whole, 80)
+    assert whole.batches.sources[REAL].epochs > 1
+    store = CheckpointStore(tmp_path, 2, Dataset.open(tiny_config.data.dataset).tokenizer())
+    found: list[tuple[str, float]] = []
+    for _ in range(4):
+        trainer = make_trainer(tiny_config, tmp_path / "journal")
+        loaded = store.load_newest(trainer.model, trainer.optimizer)
+        assert (loaded is None) == (not found)
+        if loaded:
+            trainer.load_state_dict(loaded[1])
+        found += steps(trainer, 20)
+        state = trainer.state_dict()
+        store.save(trainer.trained.steps, trainer.trained.total_tokens, trainer.model, trainer.optimizer, state)
+        store.wait()
+        assert store.poll().error == ""
+    assert found == expected
+    assert len(list(tmp_path.glob("step-*"))) == 2  # keep_last
+
+
+def test_loading_walks_back_over_damaged_checkpoints(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path / "journal")
+    store = CheckpointStore(tmp_path, 5, Dataset.open(tiny_config.data.dataset).tokenizer())
+    for _ in range(3):
+        trainer.step()
+        state = trainer.state_dict()
+        store.save(trainer.trained.steps, trainer.trained.total_tokens, trainer.model, trainer.optimizer, state)
+        store.wait()
+    (tmp_path / "step-00000003" / "manifest.json").unlink()
+    weights = tmp_path / "step-00000002" / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (tmp_path / ".step-00000004.tmp").mkdir()
+    store = CheckpointStore(tmp_path, 5, Dataset.open(tiny_config.data.dataset).tokenizer())
+    assert not (tmp_path / ".step-00000004.tmp").exists()
+    assert newest_checkpoint(tmp_path).step == 2
+    info, _ = store.load_newest(trainer.model, trainer.optimizer)
+    assert info.step == 1
+    (tmp_path / "step-00000001" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="no checkpoint is whole"):
+        store.load_newest(trainer.model, trainer.optimizer)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_documents_or_skips(tiny_config, tmp_path):
+    trainer = make_trainer(tiny_config, tmp_path / "journal")
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=r"real:\d+"):
+        trainer.step()
+    skipping = make_trainer(tiny_config, tmp_path / "journal", on_non_finite="skip")
+    with torch.no_grad():
+        skipping.model.get_input_embeddings().weight[0, 0] = float("inf")
+    before = [p.clone() for p in skipping.model.parameters()]
+    assert skipping.step().skipped
+    assert all(torch.equal(a, b) for a, b in zip(before, skipping.model.parameters(), strict=True))
+
+
+def test_learning_rate_warms_up_stays_and_decays():
+    training = config.Training(
+        total_tokens=1000, warmup_tokens=100, decay_share=0.2, learning_rate=1.0, min_learning_rate_ratio=0.1
+    )
+    assert [learning_rate(training, tokens) for tokens in (49, 100, 799)] == [0.5, 1.0, 1.0]
+    assert learning_rate(training, 900) == pytest.approx(0.55)
+    assert learning_rate(training, 1000) == pytest.approx(0.1)
+    assert learning_rate(training, 5000) == pytest.approx(0.1)
+
+
+def test_the_checkpoint_is_a_hugging_face_folder(tiny_config, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer = make_trainer(tiny_config, tmp_path / "journal")
+    store = CheckpointStore(tmp_path, 1, Dataset.open(tiny_config.data.dataset).tokenizer())
+    store.save(0, 0, trainer.model, trainer.optimizer, {})
+    store.wait()
+    folder = newest_checkpoint(tmp_path).model_path
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("The river", return_tensors="pt").input_ids
+    assert torch.allclose(model(ids).logits, trainer.model(ids).logits, atol=1e-5)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_model_that_cannot_be_is_a_clear_error(tiny_config):
+    tokenizer = Dataset.open(tiny_config.data.dataset).tokenizer()
+    with pytest.raises(ConfigError, match="multiple of num_heads"):
+        build_model(tiny_config.model.model_copy(update={"num_heads": 3}), tokenizer, 0)
+    with pytest.raises(ConfigError, match="no Hugging Face configuration"):
+        build_model(config.Model(config="/nowhere"), tokenizer, 0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            choose_device("cuda")
