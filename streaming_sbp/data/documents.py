@@ -1,0 +1,34 @@
+"""What a document is called, and every choice that depends on its name alone.
+
+A document's id is a digest of its text, so the same text has the same id in every corpus, on every machine, and each
+choice below (held-out or not, in the sample or not) is the same whatever the order of the input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+SPLITS = ("train", "heldout")
+ID_BYTES = 16
+_KEY_BITS = 64
+
+
+def document_id(text: str) -> str:
+    """32 hex digits: blake2b of the text's UTF-8. Raises UnicodeEncodeError for text with lone surrogates."""
+    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).hexdigest()
+
+
+def sampling_key(id: str, purpose: str) -> int:
+    """A number evenly distributed over ``0 .. 2**64 - 1``; keys of one document for two purposes are independent."""
+    digest = hashlib.blake2b(bytes.fromhex(id), digest_size=_KEY_BITS // 8, person=purpose.encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def in_share(id: str, share: float, purpose: str) -> bool:
+    """Whether the document belongs to an even sample of ``share`` (0..1) of all documents."""
+    return sampling_key(id, purpose) < share * 2**_KEY_BITS
+
+
+def split_of(id: str, heldout_share: float) -> str:
+    """ "heldout" for ``heldout_share`` of all documents, else "train"."""
+    return "heldout" if in_share(id, heldout_share, "heldout") else "train"
