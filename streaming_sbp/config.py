@@ -96,9 +96,7 @@ class ShareStep(Section):
 
 
 class Mix(Section):
-    schedule: Literal["constant", "ramp", "steps"] = (
-        "constant"  # how the synthetic share changes after the first snapshot
-    )
+    schedule: Literal["constant", "ramp", "steps"] = "constant"  # from the first snapshot on
     synthetic_share: Share = 0.3  # share of trained tokens; for a ramp, the share at its end
     ramp_tokens: Annotated[int, Field(ge=0)] = 0  # length of the ramp, from the first snapshot
     steps: tuple[ShareStep, ...] = ()  # for schedule = "steps", ascending
@@ -144,6 +142,7 @@ class Gate(Section):
     max_copied_share: Share = 0.10  # documents copied from their seed
     max_duplicate_share: Share = 0.10  # documents that appear twice in the trial batch
     max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
+    max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
 
 

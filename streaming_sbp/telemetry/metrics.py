@@ -33,6 +33,21 @@ DROP_REASONS = (
 FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate")
 # Why a handshake is refused.
 REFUSAL_REASONS = ("protocol_version", "wrong_run", "wrong_tokenizer", "wrong_role", "too_many_peers", "malformed")
+# What the gate measures of a candidate; streaming_sbp/synthesizer/quality.py says what each one is.
+GATE_MEASURES = (
+    "pair_loss",
+    "untuned_pair_loss",
+    "repetitive_share",
+    "copied_share",
+    "duplicate_share",
+    "empty_share",
+    "unfinished_share",
+    "mean_tokens",
+    "real_mean_tokens",
+    "distinct_ngrams",
+    "real_distinct_ngrams",
+    "mean_log_prob",
+)
 LEDGER_TERMS = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance")
 
 
@@ -161,7 +176,7 @@ CATALOGUE: tuple[Metric, ...] = (
         (
             (
                 "measure",
-                ("pair_loss", "repetitive_share", "copied_share", "duplicate_share", "empty_share", "mean_tokens"),
+                GATE_MEASURES,
             ),
         ),
     ),

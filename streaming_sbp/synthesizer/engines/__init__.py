@@ -1,0 +1,14 @@
+"""Sampling engines: each loads a snapshot's folder and samples documents. `make_engine` chooses by configuration."""
+
+from __future__ import annotations
+
+from streaming_sbp import config
+from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.synthesizer.engines.base import Engine
+
+
+def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:
+    from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
+    from streaming_sbp.training.model import choose_device
+
+    return TransformersEngine(choose_device(generator.device), generator.precision, generator.batch_size, tokenizer)

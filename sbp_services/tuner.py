@@ -1,0 +1,326 @@
+"""The tuner: tunes the newest checkpoint on pairs, and publishes it if the gate opens. Then the next."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from sbp_services.service import Service, log
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.pairs import PairTable
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.synthesizer.engines import make_engine
+from streaming_sbp.synthesizer.engines.base import Sampling
+from streaming_sbp.synthesizer.gate import Verdict, decide
+from streaming_sbp.synthesizer.prompt import PairSequences, Prompter
+from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
+from streaming_sbp.synthesizer.quarantine import Quarantine
+from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
+from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, tune
+from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
+from streaming_sbp.training.model import choose_device
+
+PRUNE_GRACE_S = 300.0  # a snapshot stays this long after it was replaced: a generator may be loading it
+TRIAL_SEED = 20250911  # of the trial batch: the same for every candidate of every run, so that they compare
+
+
+@dataclass
+class Candidate:
+    """A tuning that is under way."""
+
+    checkpoint: CheckpointInfo
+    model: PreTrainedModel
+    steps: Iterator[TuningProgress]
+    started: float
+    last: TuningProgress | None = None
+    untuned_pair_loss: float = math.nan
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    measures: dict[str, float]
+    verdict: Verdict
+    batch: TrialBatch | None  # None when the candidate cannot be sampled from
+
+
+class TunerService(Service):
+    role = "tuner"
+
+    def startup(self) -> None:
+        self.report("starting", "reading the data set")
+        transformers_logging.disable_progress_bar()
+        self.device = choose_device(self.config.training.device)
+        dataset = Dataset.open(self.config.data.dataset)
+        self.documents, self.tokenizer = dataset.split("train"), dataset.tokenizer()
+        self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
+        self.engine = make_engine(self.config.generator, self.tokenizer)
+        self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
+        self.quarantine = Quarantine(self.run.quarantine)
+        self.work = self.run.quarantine / ".candidate"
+        self.pairs: PairSequences | None = None
+        self.candidate: Candidate | None = None
+        self._passed_over: set[str] = set()  # digests of checkpoints that cannot be loaded
+        self._recall()
+
+    def tick(self) -> bool:
+        if self.candidate is not None:
+            self._advance(self.candidate)
+        elif waiting_for := self._start():
+            self.report("waiting", waiting_for, **self._known())
+            self.sleep(self.config.synthesizer.idle_s)
+        return True
+
+    def shutdown(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)  # a tuning that was cut short is simply abandoned
+
+    # --- what to tune next ---
+
+    def _recall(self) -> None:
+        """What earlier processes of this run have handled."""
+        handled = [info.parent_tokens for info in self.store.list()]
+        handled += [reason["parent_tokens"] for reason in self.quarantine.list()]
+        self._handled_tokens = max(handled, default=-1)
+        verdicts = [r["verdict"] for r in self.run.read_records(self.name) if r["event"] == "snapshot"]
+        self._published, self._quarantined = verdicts.count("published"), verdicts.count("quarantined")
+        self._tuned_tokens = 0
+        self._newest = self.store.current()
+
+    def _start(self) -> str:
+        """Begin with the newest checkpoint; returns "" or what there is to wait for."""
+        if self.pairs is None and (waiting_for := self._read_pairs()):
+            return waiting_for
+        checkpoint = newest_checkpoint(self.run.checkpoints)
+        first = max(self.config.synthesizer.first_checkpoint_tokens, self._handled_tokens + 1)
+        if checkpoint is None or checkpoint.tokens < first or checkpoint.digest in self._passed_over:
+            return f"for a checkpoint of at least {first:,} trained tokens"
+        self.report("running", f"loading {checkpoint.path.name}", **self._known())
+        model = self._load(checkpoint)
+        if model is None:
+            return f"for a checkpoint other than {checkpoint.path.name}"
+        assert self.pairs is not None
+        steps = tune(model, self.pairs, self.pair_loss, self.config, self.tokenizer.pad_id, self.device)
+        self.candidate = Candidate(checkpoint, model, steps, time.monotonic())
+        return ""
+
+    def _read_pairs(self) -> str:
+        table = PairTable.load(self.run.pairs)
+        if table is None:
+            return "for the pair table"
+        heldout = np.flatnonzero(table.heldout)
+        train = np.flatnonzero(~table.heldout)
+        if not len(train) or not len(heldout):
+            return (
+                f"for pairs: the table has {len(train)} for training and {len(heldout)} held out, expected both; "
+                "lower pairing.threshold or raise pairing.heldout_share, and pair again"
+            )
+        chosen = np.random.default_rng(self.config.run.seed).permutation(heldout)[
+            : self.config.synthesizer.heldout_pairs
+        ]
+        judges = self._sequences(table, np.sort(chosen))
+        settings = self.config.synthesizer
+        row_tokens = self.prompter.longest_pair_tokens
+        self.pair_loss = PairLoss(judges, row_tokens, settings.batch_tokens, self.tokenizer.pad_id)
+        self.pairs = self._sequences(table, train)
+        self.record("pairs_read", num_heldout=len(judges), **asdict(self.pairs.cuts()))
+        return ""
+
+    def _sequences(self, table: PairTable, rows: np.ndarray) -> PairSequences:
+        return PairSequences(self.documents, table.seed[rows], table.target[rows], self.prompter)
+
+    def _load(self, checkpoint: CheckpointInfo) -> PreTrainedModel | None:
+        """The model of a checkpoint, fp32; None when it is damaged, or the trainer pruned it meanwhile."""
+        try:
+            problem = verify_checkpoint(checkpoint)
+            if not problem:
+                model = AutoModelForCausalLM.from_pretrained(
+                    checkpoint.model_path, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+                )
+                model.to(self.device)  # type: ignore[arg-type]
+                return model
+        except (OSError, TypeError, SafetensorError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        log.warning("checkpoint %s passed over: %s", checkpoint.path.name, problem)
+        self._passed_over.add(checkpoint.digest)
+        return None
+
+    # --- tuning, one step a tick ---
+
+    def _advance(self, candidate: Candidate) -> None:
+        try:
+            progress = next(candidate.steps, None)
+        except TuningDiverged as error:
+            candidate.error, progress = str(error), None
+        if progress is None:
+            self._judge(candidate)
+            self.candidate = None
+            return
+        if progress.step == 0:
+            candidate.untuned_pair_loss = progress.best_pair_loss
+        self._note(candidate, progress)
+
+    def _note(self, candidate: Candidate, progress: TuningProgress) -> None:
+        new_tokens = progress.tuned_tokens - (candidate.last.tuned_tokens if candidate.last else 0)
+        candidate.last = progress
+        self._tuned_tokens += new_tokens
+        self.metrics.inc("sbp_tuning_tokens_total", new_tokens)
+        if progress.pair_loss is not None:
+            self.metrics.set("sbp_tuning_pair_loss", progress.pair_loss)
+            self.record(
+                "tuning",
+                checkpoint=candidate.checkpoint.path.name,
+                parent_tokens=candidate.checkpoint.tokens,
+                step=progress.step,
+                tuned_tokens=progress.tuned_tokens,
+                train_loss=progress.train_loss,
+                pair_loss=progress.pair_loss,
+            )
+        self.report(
+            "running",
+            f"tuning {candidate.checkpoint.path.name}: held-out pair loss {progress.best_pair_loss:.3f}",
+            (progress.tuned_tokens, self.config.synthesizer.tuning_tokens, "tokens"),
+            **self._known(),
+        )
+
+    # --- the gate ---
+
+    def _judge(self, candidate: Candidate) -> None:
+        tune_s, started = time.monotonic() - candidate.started, time.monotonic()
+        self.report("running", f"trying the candidate from {candidate.checkpoint.path.name}", **self._known())
+        folder = self.work / "model"
+        shutil.rmtree(self.work, ignore_errors=True)
+        candidate.model.save_pretrained(folder)
+        self.tokenizer.save(folder)
+        trial = self._try(candidate, folder)
+        if trial is None:
+            return
+        digest, version = (
+            self._publish(candidate, folder, trial)
+            if trial.verdict.published
+            else self._refuse(candidate, folder, trial)
+        )
+        self._handled_tokens = candidate.checkpoint.tokens
+        self._count(trial, candidate)
+        self.record(
+            "snapshot",
+            verdict=str(trial.verdict),
+            digest=digest,
+            version=version,
+            checkpoint=candidate.checkpoint.path.name,
+            parent_tokens=candidate.checkpoint.tokens,
+            measures=trial.measures,
+            reasons=list(trial.verdict.reasons),
+            tune_s=round(tune_s, 2),
+            gate_s=round(time.monotonic() - started, 2),
+            tuned_tokens=candidate.last.tuned_tokens if candidate.last else 0,
+            num_pairs=self._num_pairs(),
+        )
+
+    def _try(self, candidate: Candidate, folder: Path) -> Trial | None:
+        """Measure the saved candidate as a generator would serve it; None when a signal came."""
+        if candidate.error:
+            return Trial({}, Verdict((candidate.error,)), None)
+        losses = {
+            "pair_loss": self.pair_loss(candidate.model, self.device, self.config.training.precision),
+            "untuned_pair_loss": candidate.untuned_pair_loss,
+        }
+        settings = self.config.generator
+        rng = np.random.default_rng(TRIAL_SEED)
+        num = min(self.config.gate.trial_documents, len(self.documents))
+        seeds = [self.documents.tokens(i) for i in rng.choice(len(self.documents), num, replace=False).tolist()]
+        try:
+            self.engine.load(folder)
+            prompts = [self.prompter.prompt(seed) for seed in seeds]
+            batch = sample_trial(self.engine, seeds, prompts, Sampling.of(settings), TRIAL_SEED, self._alive)
+        except FloatingPointError as error:
+            return Trial({}, Verdict((str(error),)), None)
+        if batch is None:
+            return None
+        real = [seed[: settings.max_new_tokens] for seed in seeds]
+        measures = losses | measure_trial(batch, real, settings)
+        serving = self._newest.measures["pair_loss"] if self._newest else None
+        return Trial(measures, decide(measures, serving, self.config.gate), batch)
+
+    def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
+        self._newest = self.store.publish(
+            folder,
+            parent_checkpoint=candidate.checkpoint.path.name,
+            parent_tokens=candidate.checkpoint.tokens,
+            num_pairs=self._num_pairs(),
+            measures=trial.measures,
+        )
+        self.store.prune(self.config.snapshots.keep_last, PRUNE_GRACE_S)
+        log.info("published snapshot %d from %s", self._newest.version, candidate.checkpoint.path.name)
+        return self._newest.digest, self._newest.version
+
+    def _refuse(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, None]:
+        digest = digest_of_folder(folder)
+        self.quarantine.add(
+            folder,
+            digest,
+            parent_checkpoint=candidate.checkpoint.path.name,
+            parent_tokens=candidate.checkpoint.tokens,
+            reasons=trial.verdict.reasons,
+            measures=trial.measures,
+            examples=self._examples(trial.batch),
+        )
+        log.warning("candidate %s quarantined: %s", digest, "; ".join(trial.verdict.reasons))
+        return digest, None
+
+    def _examples(self, batch: TrialBatch | None) -> list[dict[str, str]]:
+        if batch is None:
+            return []
+        decode = self.tokenizer.decode
+        pairs = zip(batch.seeds, batch.documents, strict=True)
+        return [{"seed": decode(seed.tolist()), "document": decode(d.tokens.tolist())} for seed, d in pairs]
+
+    # --- counts ---
+
+    def _count(self, trial: Trial, candidate: Candidate) -> None:
+        for measure, value in trial.measures.items():
+            self.metrics.set("sbp_gate_measure", value, measure=measure)
+        if trial.verdict.published:
+            self._published += 1
+            self.metrics.inc("sbp_snapshots_published_total")
+            self.metrics.set("sbp_snapshot_parent_tokens", candidate.checkpoint.tokens)
+        else:
+            self._quarantined += 1
+            self.metrics.inc("sbp_snapshots_quarantined_total")
+
+    def _known(self) -> dict[str, Any]:
+        return {
+            "published": self._published,
+            "quarantined": self._quarantined,
+            "newest": _described(self._newest),
+            "tuned_tokens": self._tuned_tokens,
+        }
+
+    def _num_pairs(self) -> int:
+        return len(self.pairs) if self.pairs is not None else 0
+
+    def _alive(self) -> bool:
+        """Between the steps of a trial: keep the status fresh, and say whether to go on."""
+        self.report("running", self._detail, **self._known())
+        return not self.stopping
+
+
+def _described(info: SnapshotInfo | None) -> dict[str, object] | None:
+    if info is None:
+        return None
+    return {name: getattr(info, name) for name in ("digest", "version", "parent_tokens", "measures")}
+
+
+def main(run: RunDir, metrics_port: int = 0) -> int:
+    torch.set_num_threads(1)
+    return TunerService(run, metrics_port=metrics_port).main()
