@@ -56,7 +56,7 @@ class StatusCollector:
     def collect(self) -> Status:
         config = self._run.config()
         self._read_new_records()
-        files = self._read_role_files()
+        files = read_role_files(self._run)
         roles = {name: self._role(files.get(name, {})) for name in _role_names(config, files)}
         for name, role in roles.items():
             role["restarts"] = self._restarts.restarts[name]
@@ -85,15 +85,6 @@ class StatusCollector:
                     self._trainer.add(record)
                 elif path.stem == "supervisor":
                     self._restarts.add(record)
-
-    def _read_role_files(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for path in sorted(self._run.roles.glob("[!.]*.json")):
-            try:
-                found[path.stem] = read_json(path) or {}
-            except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
-                found[path.stem] = {}
-        return found
 
     # --- the parts of the object ---
 
@@ -180,6 +171,17 @@ class StatusCollector:
             "peak_rss_bytes": said.get("peak_rss_bytes"),
             "cpu_seconds": said.get("cpu_seconds"),
         }
+
+
+def read_role_files(run: RunDir) -> dict[str, dict[str, Any]]:
+    """What each role last said of itself, by name; an unreadable file counts as empty."""
+    found = {}
+    for path in sorted(run.roles.glob("[!.]*.json")):
+        try:
+            found[path.stem] = read_json(path) or {}
+        except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
+            found[path.stem] = {}
+    return found
 
 
 def is_alive(role: dict[str, Any]) -> bool:

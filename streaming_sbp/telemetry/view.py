@@ -222,7 +222,7 @@ def _stream(status: Status) -> Text:
     throughput = status["throughput"]
     text = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s")
     text.append(f" from {whole(throughput['peers'])} generators · {whole(status['ledger']['buffered'])} buffered")
-    return text.append(f" · {quantity(throughput['staleness_tokens'])} tokens stale")
+    return text.append(f" · {quantity(throughput['staleness_tokens'])} tokens old")
 
 
 def _snapshots(snapshots: dict[str, Any]) -> Text:
