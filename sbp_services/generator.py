@@ -75,6 +75,7 @@ class GeneratorService(Service):
             self._endpoint,
             self.run.run_id,
             dataset.manifest.tokenizer_digest,
+            tokenizer.vocab_size,
             self.name,
         )
 
@@ -238,6 +239,8 @@ class GeneratorService(Service):
 
     def _count_stream(self) -> None:
         self.metrics.set("sbp_unacknowledged_documents", self.sender.unacknowledged)
+        self.metrics.inc("sbp_resent_documents_total", self.sender.num_resent - self.counts["resent"])
+        self.counts["resent"] = self.sender.num_resent
 
     def _throughput(self) -> dict[str, Any]:
         busy_s = max(self.busy_s, 1e-9)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.data.ingest import IngestProgress, IngestSummary
-from streaming_sbp.data.ingest import ingest as ingest_data
-from streaming_sbp.experiment.report import build as build_report
-from streaming_sbp.telemetry.status import collect
-from streaming_sbp.telemetry.view import LiveView
 
 from sbp_services.service import set_up_process
 from sbp_services.supervisor import Supervisor
 from streaming_sbp.config import Config
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.ingest import IngestProgress, IngestSummary
+from streaming_sbp.data.ingest import ingest as ingest_data
+from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
+from streaming_sbp.telemetry.status import collect
+from streaming_sbp.telemetry.view import LiveView
 
 NOTHING_LEFT = "this run has trained all its tokens; start over with --fresh, or raise training.total_tokens"
 

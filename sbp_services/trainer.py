@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 
 import torch
-from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.stream.journal import Journal
-from streaming_sbp.stream.receiver import Receiver
-from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 
 from sbp_services.service import Service
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.messages import Announcement
+from streaming_sbp.stream.receiver import Receiver
+from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.telemetry.metrics import PHASES
 from streaming_sbp.training.batches import BatchStream
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
@@ -43,7 +44,7 @@ class TrainerService(Service):
         self.clock = PhaseClock(PHASES)
         self.dataset = Dataset.open(self.config.data.dataset)
         self.device = choose_device(self.config.training.device)
-        self.journal = Journal(self.run.journal)
+        self.journal = Journal(self.run.journal, writable=True)
         self._build()
         self._restore()
         self._listen()
@@ -76,10 +77,12 @@ class TrainerService(Service):
     def _restore(self) -> None:
         loaded = self.checkpoints.load_newest(self.trainer.model, self.trainer.optimizer)
         self.resumed_from: str | None = None
+        self._saved_sessions: list[dict[str, object]] = []
         if loaded:
             info, state = loaded
             self._check_fingerprints(state["fingerprints"])
             self.trainer.load_state_dict(state["trainer"])
+            self._saved_sessions = state["sessions"]
             self.resumed_from = info.path.name
             self.metrics.set("sbp_checkpoint_tokens", info.tokens)
         self._saved_tokens = self.trainer.trained.total_tokens
@@ -111,6 +114,7 @@ class TrainerService(Service):
             self.tokenizer.vocab_size,
             self.journal,
             self.metrics,
+            self._saved_sessions,
         )
         self.receiver.set_consumed(self.synthetic.cursor)
         self.receiver.start()
@@ -158,7 +162,7 @@ class TrainerService(Service):
                 f'no synthetic document for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; '
                 'start generators, or set the policy to "real_only"'
             )
-        self.report("waiting", "for synthetic documents", self._progress(), **self._facts())
+        self.report("waiting", "for synthetic documents", self._position(), **self._said())
         with self.clock("data_wait"):
             self.sleep(0.02)
         return True
@@ -173,15 +177,15 @@ class TrainerService(Service):
 
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
-        self.record("train", **self._training_report.close_window(self.receiver.sessions()))
-        self.report("running", f"step {self.trainer.trained.steps}", self._progress(), **self._facts())
+        self.record("train", **self._training_report.close_window(*self.receiver.sessions()))
+        self.report("running", f"step {self.trainer.trained.steps}", self._position(), **self._said())
 
-    def _facts(self) -> dict[str, object]:
+    def _said(self) -> dict[str, object]:
         facts = self._training_report.facts()
         newest = self.newest_snapshot.digest if self.newest_snapshot else None
         return facts | {"snapshots": {"trained_from": facts.pop("trained_from"), "newest": newest}}
 
-    def _progress(self) -> tuple[float, float, str]:
+    def _position(self) -> tuple[float, float, str]:
         return (self.trainer.trained.total_tokens, self.config.training.total_tokens, "tokens")
 
     def _due(self, every_tokens: int, step: Step) -> bool:
@@ -205,7 +209,11 @@ class TrainerService(Service):
 
     def _save(self) -> None:
         trained = self.trainer.trained
-        state = {"fingerprints": self._fingerprints(), "trainer": self.trainer.state_dict()}
+        state = {
+            "fingerprints": self._fingerprints(),
+            "trainer": self.trainer.state_dict(),
+            "sessions": self.receiver.state_dict(),
+        }
         with self.clock("checkpoint"):
             self.checkpoints.save(
                 trained.steps, trained.total_tokens, self.trainer.model, self.trainer.optimizer, state
@@ -235,7 +243,7 @@ class TrainerService(Service):
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
             self.trainer.batches.mixer.start()
-            self.receiver.announce(current.digest, current.version, current.parent_tokens, current.path)
+            self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
 
 
 def lock_run(path: Path) -> int:

@@ -231,6 +231,11 @@ class Config(Section):
                 f"training.sequence_tokens = {self.training.sequence_tokens}: expected at most "
                 f"model.max_position_embeddings = {limit}"
             )
+        if self.generator.max_new_tokens > self.stream.max_document_tokens:
+            raise ValueError(
+                f"generator.max_new_tokens = {self.generator.max_new_tokens}: expected at most "
+                f"stream.max_document_tokens = {self.stream.max_document_tokens}"
+            )
         starts = [step.tokens for step in self.mix.steps]
         if starts != sorted(set(starts)):
             raise ValueError(f"mix.steps: expected ascending, distinct `tokens`, got {starts}")

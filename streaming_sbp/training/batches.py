@@ -136,5 +136,11 @@ def collate(rows: list[Bin], sources: Mapping[str, Source], sequence_tokens: int
             source_ids[r, span] = names.index(piece.source)
             at += piece.length
         position_ids[r, at:] = np.arange(sequence_tokens - at)
-    tensors = (torch.from_numpy(array) for array in (input_ids, labels, position_ids, source_ids))
-    return Batch(*tensors, source_names=names, rows=tuple(tuple(row.pieces) for row in rows))
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(source_ids),
+        names,
+        tuple(tuple(row.pieces) for row in rows),
+    )

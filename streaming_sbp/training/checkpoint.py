@@ -64,7 +64,7 @@ def newest_checkpoint(folder: Path) -> CheckpointInfo | None:
 
 def verify_checkpoint(info: CheckpointInfo) -> str:
     """The reason why the files do not match the manifest, or ""."""
-    manifest = read_json(info.path / "manifest.json")
+    manifest = read_json(info.path / "manifest.json") or {"files": {"manifest.json": ""}}
     for name, digest in manifest["files"].items():
         path = info.path / name
         if not path.exists():

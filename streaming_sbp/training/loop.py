@@ -103,7 +103,8 @@ class Trainer:
         device: torch.device,
         clock: PhaseClock,
     ):
-        self.model, self.batches, self.trained, self.clock = model.to(device), batches, Trained(), clock
+        model.to(device)  # type: ignore[arg-type]
+        self.model, self.batches, self.trained, self.clock = model, batches, Trained(), clock
         self._journal, self._training, self._device = journal, training, device
         self.optimizer = build_optimizer(self.model, training)
         self.model.train()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
@@ -11,7 +14,7 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.training.batches import IGNORED, Batch
 
-_FAMILIES: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+_FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
 def choose_device(device: str) -> torch.device:
@@ -44,7 +47,7 @@ def token_losses(model: PreTrainedModel, batch: Batch, device: torch.device, pre
 
 
 def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
-    special = {
+    special: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,

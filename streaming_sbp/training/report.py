@@ -66,8 +66,11 @@ class TrainingReport:
         self._metrics.set("sbp_heldout_loss", heldout.loss)
         self._metrics.set("sbp_heldout_bits_per_byte", heldout.bits_per_byte)
 
-    def close_window(self, sessions: list[SessionLedger]) -> dict[str, Any]:
-        """The fields of a `train` record: means since the last one. Also brings the metrics up to date."""
+    def close_window(self, sessions: list[SessionLedger], num_accepted: int) -> dict[str, Any]:
+        """The fields of a `train` record: means since the last one. Also brings the metrics up to date.
+
+        ``num_accepted`` is the length of the journal that belongs to ``sessions``.
+        """
         now, tokens = time.monotonic(), self._trainer.trained.total_tokens
         self._tokens_per_second = (tokens - self._window[1]) / max(now - self._window[0], 1e-9)
         self._window = (now, tokens)
@@ -77,7 +80,7 @@ class TrainingReport:
         loss = {name: self._mean_loss[name] if self._loss_tokens[name] else None for name in SOURCES}
         self._loss_sums.clear()
         self._loss_tokens.clear()
-        self._balance(sessions)
+        self._balance(sessions, num_accepted)
         self._export()
         return {"loss": loss, **self._totals(), **self._mix(), **self._optimizer(), "ledger": self._ledger_terms()}
 
@@ -127,8 +130,7 @@ class TrainingReport:
             self._staleness_tokens = sum(ages) / len(ages)
         return new
 
-    def _balance(self, sessions: list[SessionLedger]) -> None:
-        num_accepted = sum(session.accepted for session in sessions)
+    def _balance(self, sessions: list[SessionLedger], num_accepted: int) -> None:
         buffered = buffered_by_generator(self._trainer, self._journal, num_accepted)
         self._sessions = sessions
         self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered)

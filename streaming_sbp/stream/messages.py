@@ -1,0 +1,179 @@
+"""What travels between generators and the trainer: every message, its encoding, and its limits. No I/O, no rules.
+
+A control message is one frame, tagged msgpack. A document is three frames: ``Document`` (its header still encoded),
+token ids (little-endian, 2 bytes each where the vocabulary fits, else 4) and one confidence byte per token.
+Decoding checks types and sizes; nothing here can execute anything (msgpack, no pickle).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+import msgspec
+import numpy as np
+
+PROTOCOL_VERSION = 1
+MAX_CONTROL_BYTES = 64 * 1024  # of a control message; a `Progress` lists at most the credit of one generator
+MAX_HEADER_BYTES = 4096
+MAX_NAME_CHARACTERS = 128
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a document was sampled; see `config.Generator`."""
+
+    temperature: float
+    top_p: float
+    top_k: Count
+
+
+class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Provenance of one synthetic document."""
+
+    seed_id: Name  # id of the seed document
+    snapshot: Name  # digest of the synthesizer
+    parent_tokens: Count  # trained tokens behind that snapshot's checkpoint
+    sampling: SamplingSettings
+    log_likelihood: float  # mean log-probability per token under the plain distribution, nats
+    num_tokens: Count  # of the document, no special tokens
+    num_prompt_tokens: Count
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    pass
+
+
+# --- generator -> trainer ---
+
+
+class Hello(_Message, frozen=True):
+    """Opens or resumes a session. A session is one generator process: its documents are numbered 0, 1, 2, ..."""
+
+    protocol_version: int
+    run_id: Text
+    tokenizer_digest: Text
+    role: Text
+    generator: Name
+    session: Name
+    first_unsettled: Count  # every document below has been acknowledged
+    next_seq: Count  # every document below has been handed to the stream
+
+
+class Document(_Message, frozen=True):
+    """Followed by two frames: token ids and confidence."""
+
+    seq: Count
+    header: msgspec.Raw  # a DocumentHeader; decoded apart, so that a bad one can still be answered by its seq
+
+
+class Alive(_Message, frozen=True):
+    """Heartbeat of a generator."""
+
+    next_seq: Count
+
+
+class Leaving(_Message, frozen=True):
+    """The generator ends. What it sent and nobody acknowledged is lost, and counted so."""
+
+    next_seq: Count
+
+
+# --- trainer -> generator ---
+
+
+class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The newest published snapshot."""
+
+    digest: Name
+    version: Count
+    parent_tokens: Count
+    path: str
+
+
+class Progress(_Message, frozen=True):
+    """Everything a generator must know, so that any earlier message may be lost; also the trainer's heartbeat.
+
+    A document is *settled* when it is in the journal, or was dropped with a counted reason.
+    """
+
+    limit: Count  # the generator may send documents numbered below this
+    settled_below: Count  # all documents below are settled
+    settled_also: Annotated[tuple[Count, ...], msgspec.Meta(max_length=2**16)] = ()
+    announcement: Announcement | None = None
+
+
+class Refused(_Message, frozen=True):
+    """The handshake failed; see `telemetry.metrics.REFUSAL_REASONS`."""
+
+    reason: Text
+    detail: str
+
+
+class Unknown(_Message, frozen=True):
+    """The trainer does not know this peer (it restarted, or had given it up): say Hello again."""
+
+
+class Closing(_Message, frozen=True):
+    """The trainer ends; look for another one."""
+
+
+FromGenerator = Hello | Document | Alive | Leaving
+FromTrainer = Progress | Refused | Unknown | Closing
+Frames = Sequence[bytes]
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+_from_generator = msgspec.msgpack.Decoder(FromGenerator)
+_from_trainer = msgspec.msgpack.Decoder(FromTrainer)
+_header = msgspec.msgpack.Decoder(DocumentHeader)
+
+
+class MalformedMessage(ValueError):
+    """Bytes that are no message of this protocol."""
+
+
+def encode(message: FromGenerator | FromTrainer) -> list[bytes]:
+    return [_encoder.encode(message)]
+
+
+def encode_document(seq: int, header: DocumentHeader, tokens: np.ndarray, confidence: np.ndarray) -> list[bytes]:
+    """``tokens`` in the stream's dtype, ``confidence`` uint8."""
+    message = Document(seq, msgspec.Raw(_encoder.encode(header)))
+    return [_encoder.encode(message), tokens.tobytes(), confidence.tobytes()]
+
+
+def decode_from_generator(frames: Frames) -> FromGenerator:
+    """The message of the first frame. Raises MalformedMessage."""
+    message = _decode(_from_generator, frames)
+    if len(frames) != (3 if isinstance(message, Document) else 1):
+        raise MalformedMessage(f"{type(message).__name__}: got {len(frames)} frames")
+    return message
+
+
+def decode_from_trainer(frames: Frames) -> FromTrainer:
+    if len(frames) != 1:
+        raise MalformedMessage(f"got {len(frames)} frames, expected 1")
+    return _decode(_from_trainer, frames)
+
+
+def decode_header(raw: msgspec.Raw) -> DocumentHeader:
+    """Raises MalformedMessage."""
+    if len(bytes(raw)) > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"header of {len(bytes(raw))} bytes: expected at most {MAX_HEADER_BYTES}")
+    try:
+        return _header.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(f"header: {error}") from None
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], frames: Frames) -> T:
+    if not frames or len(frames[0]) > MAX_CONTROL_BYTES:
+        raise MalformedMessage(f"first frame: expected up to {MAX_CONTROL_BYTES} bytes")
+    try:
+        return decoder.decode(frames[0])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(str(error)) from None

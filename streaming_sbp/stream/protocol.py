@@ -1,0 +1,543 @@
+"""The rules of the stream, for both ends, without sockets, threads or clocks: fed with frames and the time, they say
+what to send. `receiver.py` and `sender.py` are the thin shells that own the sockets.
+
+A generator's session, as the generator sees it::
+
+    connecting ──Progress──► ready ──silence, Unknown or Closing──► connecting
+        └──────Refused──────► refused                any ──leave()──► left
+
+and a peer, as the trainer sees it::
+
+    (nobody) ──Hello──► alive ──silence or Leaving──► ended ──Hello──► alive
+
+The guarantees, whatever is lost, repeated, delayed or reordered in between, and whichever end dies:
+1. A document is settled (acknowledged) only after the journal holds it, or its drop is on disk.
+2. It enters the journal at most once: `Session.settled` is rebuilt from the journal.
+3. A living generator sends again what is not settled, so nothing is lost while both ends come back.
+4. A generator sends no more than its limit, so the documents on their way stay below `stream.capacity_documents`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from streaming_sbp import config
+from streaming_sbp.data.shards import token_dtype
+from streaming_sbp.stream import messages
+from streaming_sbp.stream.journal import Drop
+from streaming_sbp.stream.ledger import SessionLedger
+from streaming_sbp.stream.messages import (
+    PROTOCOL_VERSION,
+    Alive,
+    Announcement,
+    Closing,
+    Document,
+    DocumentHeader,
+    FromGenerator,
+    FromTrainer,
+    Hello,
+    Leaving,
+    MalformedMessage,
+    Progress,
+    Refused,
+    Unknown,
+)
+from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
+
+ROLE = "generator"
+LOST = "lost_with_generator"
+MAX_UNSETTLED = 2**16  # documents that one generator can have on their way, whatever it claims
+Frames = list[bytes]
+Key = tuple[str, str]  # generator, session
+
+
+# --- the generator's end ---
+
+
+class Settled:
+    """A set of document numbers: all below ``below``, and a few more."""
+
+    def __init__(self, below: int = 0, also: Iterable[int] = ()):
+        self.below, self.also = below, set(also)
+
+    def __contains__(self, seq: int) -> bool:
+        return seq < self.below or seq in self.also
+
+    def __len__(self) -> int:
+        return self.below + len(self.also)
+
+    def add(self, seq: int) -> None:
+        if seq >= self.below:
+            self.also.add(seq)
+        while self.below in self.also:
+            self.also.remove(self.below)
+            self.below += 1
+
+    @property
+    def end(self) -> int:
+        """One above the largest number."""
+        return max(self.also, default=self.below - 1) + 1
+
+
+@dataclass
+class _Unsettled:
+    frames: Frames
+    sent_at: float
+
+
+class StreamRefused(RuntimeError):
+    """The trainer will not take this generator; the message says why."""
+
+
+class SenderProtocol:
+    """One session of one generator. ``outgoing()`` after each call gives the frames to send.
+
+    ``silent_since`` and ``dead_after_s`` tell the shell when to look for another trainer.
+    """
+
+    def __init__(
+        self,
+        settings: config.Stream,
+        run_id: str,
+        tokenizer_digest: str,
+        vocab_size: int,
+        generator: str,
+        session: str,
+    ):
+        self._settings = settings
+        self._identity = (run_id, tokenizer_digest, ROLE, generator, session)
+        self._dtype = token_dtype(vocab_size)
+        self.state = "connecting"
+        self.refused = ""  # reason of the trainer
+        self.announced: Announcement | None = None
+        self.num_resent = 0
+        self._limit = self._next_seq = 0
+        self._unsettled: OrderedDict[int, _Unsettled] = OrderedDict()
+        self._outgoing: list[Frames] = []
+        self._heard_at = self._spoke_at = -math.inf
+
+    @property
+    def credit(self) -> int:
+        """How many documents may be sent now."""
+        return max(0, self._limit - self._next_seq) if self.state == "ready" else 0
+
+    @property
+    def unacknowledged(self) -> int:
+        return len(self._unsettled)
+
+    def connect(self, now: float) -> None:
+        """A connection to a trainer was made: introduce ourselves."""
+        if self.state in ("connecting", "ready"):
+            self.state = "connecting"
+            self._heard_at = now
+            self._hello(now)
+
+    def send(self, header: DocumentHeader, tokens: np.ndarray, confidence: np.ndarray, now: float) -> int:
+        """Hand a document to the stream; returns its number. Raises ValueError without credit."""
+        if self.credit <= 0:
+            raise ValueError(f"send: no credit ({self.state}, {len(self._unsettled)} documents unacknowledged)")
+        seq = self._next_seq
+        frames = messages.encode_document(seq, header, tokens.astype(self._dtype), confidence)
+        self._next_seq += 1
+        self._unsettled[seq] = _Unsettled(frames, now)
+        self._say(frames, now)
+        return seq
+
+    def receive(self, frames: Sequence[bytes], now: float) -> None:
+        """A message of the trainer. What is no message is ignored: silence is noticed, lies cannot be told apart."""
+        try:
+            message = messages.decode_from_trainer(frames)
+        except MalformedMessage:
+            return
+        if self.state not in ("connecting", "ready"):
+            return
+        self._heard_at = now
+        match message:
+            case Progress():
+                self._progress(message, now)
+            case Refused():
+                self.state, self.refused = "refused", f"{message.reason}: {message.detail}"
+            case Unknown():
+                self.state = "connecting"
+                self._hello(now)
+            case Closing():
+                self.state = "connecting"
+
+    def tick(self, now: float) -> None:
+        """Heartbeats and repetitions; call at least every `stream.heartbeat_s`."""
+        if self.state == "ready":
+            self._resend([seq for seq, d in self._unsettled.items() if self._overdue(d, now)], now)
+        if self.state in ("connecting", "ready") and now - self._spoke_at >= self._settings.heartbeat_s:
+            if self.state == "ready":
+                self._say(messages.encode(Alive(self._next_seq)), now)
+            else:
+                self._hello(now)
+
+    def is_trainer_dead(self, now: float) -> bool:
+        return now - self._heard_at > self._settings.dead_after_s
+
+    def leave(self, now: float) -> None:
+        if self.state == "ready":
+            self._say(messages.encode(Leaving(self._next_seq)), now)
+        self.state = "left"
+
+    def outgoing(self) -> list[Frames]:
+        found, self._outgoing = self._outgoing, []
+        return found
+
+    def _progress(self, message: Progress, now: float) -> None:
+        self._limit = max(self._limit, message.limit)
+        also = set(message.settled_also)
+        for seq in [seq for seq in self._unsettled if seq < message.settled_below or seq in also]:
+            del self._unsettled[seq]
+        self.announced = message.announcement or self.announced
+        if self.state == "connecting":
+            self.state = "ready"
+            self._resend(list(self._unsettled), now)
+
+    def _overdue(self, document: _Unsettled, now: float) -> bool:
+        return now - document.sent_at >= self._settings.resend_after_s
+
+    def _resend(self, seqs: Iterable[int], now: float) -> None:
+        for seq in seqs:
+            document = self._unsettled[seq]
+            document.sent_at = now
+            self.num_resent += 1
+            self._say(document.frames, now)
+
+    def _hello(self, now: float) -> None:
+        run_id, tokenizer_digest, role, generator, session = self._identity
+        first = next(iter(self._unsettled), self._next_seq)
+        hello = Hello(PROTOCOL_VERSION, run_id, tokenizer_digest, role, generator, session, first, self._next_seq)
+        self._say(messages.encode(hello), now)
+
+    def _say(self, frames: Frames, now: float) -> None:
+        self._spoke_at = now
+        self._outgoing.append(frames)
+
+
+# --- the trainer's end ---
+
+
+@dataclass
+class Session:
+    """What the trainer knows of one generator process."""
+
+    generator: str
+    session: str
+    settled: Settled = field(default_factory=Settled)
+    accepted: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    sent: int = 0  # one above the largest number heard of
+    limit: int = 0
+    pending: set[int] = field(default_factory=set)  # received, not yet on disk
+    peer: bytes | None = None  # None: ended
+    heard_at: float = -math.inf
+    told_at: float = -math.inf
+
+    @property
+    def outstanding(self) -> int:
+        """Documents that may still come: granted, and not settled."""
+        return max(0, self.limit - len(self.settled))
+
+    def hear_of(self, end: int) -> None:
+        self.sent = max(self.sent, end)
+
+    def ledger(self) -> SessionLedger:
+        dropped = dict(self.dropped)
+        left = self.sent - len(self.settled)
+        if self.peer is None and left > 0:
+            dropped[LOST] = left  # it may come back and send them again: then they are no longer lost
+        return SessionLedger(self.generator, self.session, self.sent, self.accepted, dropped, self.peer is not None)
+
+
+class ReceiverProtocol:
+    """All sessions of a run. After each call, ``outgoing()`` gives (peer, frames) to send.
+
+    The shell writes ``pending`` to the journal and ``drops`` to disk, then calls ``committed()``; not before that is
+    anything acknowledged. ``counts`` are totals since the process started, by event and by refusal reason.
+    """
+
+    def __init__(self, settings: config.Stream, run_id: str, tokenizer_digest: str, vocab_size: int):
+        self._settings, self._run_id, self._tokenizer_digest = settings, run_id, tokenizer_digest
+        self._vocab_size, self._dtype = vocab_size, token_dtype(vocab_size)
+        self._sessions: dict[Key, Session] = {}
+        self._peers: dict[bytes, Session] = {}
+        self._outgoing: list[tuple[bytes, Frames]] = []
+        self._untold: dict[Key, Session] = {}
+        self.pending: list[AcceptedDocument] = []
+        self.drops: list[Drop] = []
+        self.announcement: Announcement | None = None
+        self.paused = False  # grants no credit: the disk is full
+        self.num_buffered = 0  # accepted, not yet consumed by the mixer; set by the shell
+        self.counts: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+
+    # --- what was known before this process ---
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The sessions, for a checkpoint; JSON-able."""
+        return [
+            {
+                "generator": s.generator,
+                "session": s.session,
+                "settled_below": s.settled.below,
+                "settled_also": sorted(s.settled.also),
+                "accepted": s.accepted,
+                "dropped": dict(s.dropped),
+                "sent": s.sent,
+                "limit": s.limit,
+            }
+            for s in self._sessions.values()
+        ]
+
+    def restore(
+        self, state: Iterable[Mapping[str, Any]], entries: Iterable[JournalEntry], drops: Iterable[Drop]
+    ) -> None:
+        """Take up the sessions of a checkpoint, then what journal and drop log have had since."""
+        for saved in state:
+            session = self._session((saved["generator"], saved["session"]))
+            session.settled = Settled(saved["settled_below"], saved["settled_also"])
+            session.accepted, session.sent = saved["accepted"], saved["sent"]
+            session.dropped, session.limit = Counter(saved["dropped"]), saved["limit"]
+        for entry in entries:
+            session = self._session((entry.generator, entry.session))
+            if entry.seq not in session.settled:
+                session.accepted += 1
+                self._settle(session, entry.seq)
+        for drop in drops:
+            session = self._session((drop.generator, drop.session))
+            if drop.seq not in session.settled:
+                session.dropped[drop.reason] += 1
+                self._settle(session, drop.seq)
+        self._untold.clear()
+
+    # --- events ---
+
+    def receive(self, peer: bytes, frames: Sequence[bytes], now: float) -> None:
+        """A message of a peer. Never raises for what a peer sends: it is refused, dropped or ignored, and counted."""
+        try:
+            message = messages.decode_from_generator(frames)
+        except MalformedMessage:
+            self.counts["malformed"] += 1
+            return
+        if isinstance(message, Hello):
+            self._hello(peer, message, now)
+            return
+        session = self._peers.get(peer)
+        if session is None:
+            self._say(peer, Unknown())
+            return
+        session.heard_at = now
+        self._on_message(session, message, frames)
+
+    def committed(self) -> None:
+        """``pending`` and ``drops`` are on disk: acknowledge them."""
+        for document in self.pending:
+            session = self._sessions[document.generator, document.session]
+            session.pending.discard(document.seq)
+            session.accepted += 1
+            self.counts["received"] += 1
+            self.counts["received_bytes"] += document.tokens.nbytes + document.confidence.nbytes
+            self._settle(session, document.seq)
+        for drop in self.drops:
+            session = self._sessions[drop.generator, drop.session]
+            session.pending.discard(drop.seq)
+            session.dropped[drop.reason] += 1
+            self._settle(session, drop.seq)
+        self.pending, self.drops = [], []
+
+    def announce(self, announcement: Announcement) -> None:
+        self.announcement = announcement
+        self._untold.update({(s.generator, s.session): s for s in self._peers.values()})
+
+    def tick(self, now: float) -> None:
+        """Deaths, credit, progress reports and heartbeats; call at least every `stream.heartbeat_s`."""
+        for session in list(self._peers.values()):
+            if now - session.heard_at > self._settings.dead_after_s:
+                self.counts["dead_peers"] += 1
+                self._end(session)
+        self._grant()
+        for session in self._peers.values():
+            if now - session.told_at >= self._settings.heartbeat_s:
+                self._untold[session.generator, session.session] = session
+        for session in self._untold.values():
+            self._tell(session, now)
+        self._untold.clear()
+
+    def close(self) -> None:
+        """The trainer ends: say so to everybody."""
+        for peer in self._peers:
+            self._say(peer, Closing())
+
+    def gone(self, peer: bytes) -> None:
+        """The shell could not send to this peer: its connection is closed. It may come back as another one."""
+        if peer in self._peers:
+            self._end(self._peers[peer])
+
+    def outgoing(self) -> list[tuple[bytes, Frames]]:
+        found, self._outgoing = self._outgoing, []
+        return found
+
+    # --- what can be asked ---
+
+    @property
+    def num_peers(self) -> int:
+        return len(self._peers)
+
+    @property
+    def granted(self) -> int:
+        """Documents that living generators may still send."""
+        return sum(s.outstanding - len(s.pending) for s in self._peers.values())
+
+    def ledgers(self) -> list[SessionLedger]:
+        return [session.ledger() for session in self._sessions.values()]
+
+    # --- inside ---
+
+    def _session(self, key: Key) -> Session:
+        return self._sessions.setdefault(key, Session(*key))
+
+    def _settle(self, session: Session, seq: int) -> None:
+        session.settled.add(seq)
+        session.hear_of(session.settled.end)
+        self._untold[session.generator, session.session] = session
+
+    def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
+        if reason := self._refusal(peer, hello):
+            self.refusals[reason[0]] += 1
+            self._say(peer, Refused(*reason))
+            return
+        key = (hello.generator, hello.session)
+        session = self._session(key)
+        if session.peer is not None and session.peer != peer:
+            self._end(session)  # the same process over a new connection
+        if peer in self._peers and self._peers[peer] is not session:
+            self._end(self._peers[peer])
+        session.peer, session.heard_at = peer, now
+        session.limit = max(session.limit, hello.next_seq)
+        session.hear_of(hello.next_seq)
+        self._peers[peer] = session
+        self._untold[key] = session
+
+    def _refusal(self, peer: bytes, hello: Hello) -> tuple[str, str] | None:
+        expected = {
+            "protocol_version": (hello.protocol_version, PROTOCOL_VERSION),
+            "wrong_run": (hello.run_id, self._run_id),
+            "wrong_tokenizer": (hello.tokenizer_digest, self._tokenizer_digest),
+            "wrong_role": (hello.role, ROLE),
+        }
+        for reason, (got, wanted) in expected.items():
+            if got != wanted:
+                return reason, f"got {got!r}, expected {wanted!r}"
+        settled = self._sessions.get((hello.generator, hello.session), Session("", "")).settled
+        if not hello.first_unsettled <= hello.next_seq <= max(hello.first_unsettled, settled.below) + MAX_UNSETTLED:
+            return "malformed", f"documents {hello.first_unsettled} to {hello.next_seq}"
+        if peer not in self._peers and len(self._peers) >= self._settings.max_peers:
+            return "too_many_peers", f"stream.max_peers = {self._settings.max_peers} are connected"
+        return None
+
+    def _on_message(self, session: Session, message: FromGenerator, frames: Sequence[bytes]) -> None:
+        match message:
+            case Document():
+                self._document(session, message, frames)
+            case Alive():
+                if message.next_seq <= session.limit:
+                    session.hear_of(message.next_seq)
+            case Leaving():
+                if message.next_seq <= session.limit:
+                    session.hear_of(message.next_seq)
+                self._end(session)
+
+    def _document(self, session: Session, message: Document, frames: Sequence[bytes]) -> None:
+        seq = message.seq
+        if seq >= session.limit:
+            self.counts["without_credit"] += 1  # not ours to settle: it was never allowed
+            return
+        if seq in session.settled or seq in session.pending:
+            self.counts["duplicates"] += 1
+            self._untold[session.generator, session.session] = session  # it seems not to know
+            return
+        session.hear_of(seq + 1)
+        session.pending.add(seq)
+        found = self._checked(message, frames)
+        if isinstance(found, str):
+            self.drops.append(Drop(session.generator, session.session, seq, found))
+            return
+        header, tokens, confidence = found
+        self.pending.append(AcceptedDocument(session.generator, session.session, seq, header, tokens, confidence))
+
+    def _checked(
+        self, message: Document, frames: Sequence[bytes]
+    ) -> str | tuple[DocumentHeader, np.ndarray, np.ndarray]:
+        """The parts of a document, or the reason to drop it."""
+        _, raw_tokens, raw_confidence = frames
+        if len(raw_tokens) > self._settings.max_document_tokens * self._dtype.itemsize:
+            return "oversized"
+        try:
+            header = messages.decode_header(message.header)
+        except MalformedMessage:
+            return "malformed"
+        size = header.num_tokens * self._dtype.itemsize
+        numbers = (header.log_likelihood, header.sampling.temperature, header.sampling.top_p)
+        if len(raw_tokens) != size or len(raw_confidence) != header.num_tokens or not all(map(math.isfinite, numbers)):
+            return "malformed"
+        if header.num_tokens == 0:
+            return "malformed"
+        tokens = np.frombuffer(raw_tokens, self._dtype)
+        if int(tokens.max()) >= self._vocab_size:
+            return "out_of_vocabulary"
+        return header, tokens, np.frombuffer(raw_confidence, np.uint8)
+
+    def _end(self, session: Session) -> None:
+        """The peer is no more; its unused credit returns, for only living sessions count in `_room`."""
+        if session.peer is not None:
+            self._peers.pop(session.peer, None)
+        session.peer = None
+
+    def _room(self) -> int:
+        """Documents that may still be granted."""
+        used = self.num_buffered + sum(s.outstanding for s in self._peers.values())
+        return self._settings.capacity_documents - used
+
+    def _grant(self) -> None:
+        """Share the room so that every generator has equally many documents outstanding; in steps, not one by one."""
+        room = self._room()
+        if self.paused or room <= 0 or not self._peers:
+            return
+        sessions = sorted(self._peers.values(), key=lambda s: s.outstanding)
+        level = _level([s.outstanding for s in sessions], room)
+        step = max(1, self._settings.capacity_documents // (8 * len(sessions)))
+        for session in sessions:
+            more = min(level - session.outstanding, room)
+            if more >= step or (more > 0 and session.outstanding == 0):
+                session.limit += more
+                room -= more
+                self._untold[session.generator, session.session] = session
+
+    def _tell(self, session: Session, now: float) -> None:
+        if session.peer is None:
+            return
+        session.told_at = now
+        also = tuple(sorted(session.settled.also))
+        self._say(session.peer, Progress(session.limit, session.settled.below, also, self.announcement))
+
+    def _say(self, peer: bytes, message: FromTrainer) -> None:
+        self._outgoing.append((peer, messages.encode(message)))
+
+
+def _level(heights: Sequence[int], amount: int) -> int:
+    """To what height ``amount`` fills vessels of these ascending heights; rounded up when they share it unevenly."""
+    total = amount
+    for count, height in enumerate(heights, start=1):
+        total += height
+        level = -(-total // count)
+        if count == len(heights) or level <= heights[count]:
+            return level
+    return 0

@@ -1,0 +1,240 @@
+"""The trainer's end of the stream: a thread that owns the socket, feeds the protocol, and writes the journal.
+
+Everything is decided in `protocol.py`; here are the socket, the group commit and the metrics.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import threading
+import time
+
+import zmq
+
+from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.ledger import SessionLedger
+from streaming_sbp.stream.messages import MAX_CONTROL_BYTES, MAX_HEADER_BYTES, Announcement
+from streaming_sbp.stream.protocol import ReceiverProtocol
+from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics
+
+POLL_MS = 50  # longest wait for a message: commands of the trainer are seen within it
+DRAIN_MESSAGES = 1024  # read at once, before the journal and the peers have their turn
+RETRY_JOURNAL_AFTER_S = 1.0
+_MEBIBYTE = 2**20
+log = logging.getLogger("sbp")
+
+
+class Receiver:
+    """``start()``, then call ``check()`` now and then; ``stop()`` flushes what has arrived.
+
+    Safe to call from the trainer's thread. Raises ConfigError when it cannot listen.
+    """
+
+    def __init__(
+        self,
+        settings: Config,
+        run_id: str,
+        tokenizer_digest: str,
+        vocab_size: int,
+        journal: Journal,
+        metrics: Metrics,
+        saved_sessions: list[dict[str, object]] | None = None,
+    ):
+        self._settings, self._journal, self._metrics = settings, journal, metrics
+        self._protocol = ReceiverProtocol(settings.stream, run_id, tokenizer_digest, vocab_size)
+        self._protocol.restore(saved_sessions or [], journal.entries(), journal.drops())
+        self._lock = threading.Lock()  # of the protocol, and of its agreement with the journal's length
+        self._consumed = 0
+        self._oldest_pending: float | None = None
+        self._retry_journal_at = 0.0
+        self._exported: dict[str, float] = {}
+        self._stopping = threading.Event()
+        self._error: Exception | None = None
+        self._socket, self.endpoint = _listen(settings)
+        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises RuntimeError when the thread has died: nothing would be received any more."""
+        if self._error is not None:
+            raise RuntimeError(f"the receiver failed: {self._error}") from self._error
+
+    def stop(self, timeout_s: float) -> None:
+        """Write and acknowledge what has arrived, say goodbye, close."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                log.warning("the receiver did not stop within %.0f s", timeout_s)
+                return
+        self.check()
+
+    def set_consumed(self, position: int) -> None:
+        """The mixer has taken every document of the journal before this position."""
+        self._consumed = position
+
+    def announce(self, announcement: Announcement) -> None:
+        with self._lock:
+            self._protocol.announce(announcement)
+
+    def sessions(self) -> tuple[list[SessionLedger], int]:
+        """Every session, and the length of the journal that belongs to these numbers."""
+        with self._lock:
+            return self._protocol.ledgers(), len(self._journal)
+
+    def state_dict(self) -> list[dict[str, object]]:
+        """The sessions, for a checkpoint."""
+        with self._lock:
+            return self._protocol.state_dict()
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._turn(POLL_MS)
+            self._say_goodbye()
+        except Exception as error:
+            log.exception("the receiver failed")
+            self._error = error
+        finally:
+            self._socket.close(linger=500)
+
+    def _turn(self, poll_ms: int) -> None:
+        received = self._receive() if self._socket.poll(poll_ms) else []
+        now = time.monotonic()
+        with self._lock:
+            for peer, *frames in received:
+                self._protocol.receive(peer, frames, now)
+            self._protocol.num_buffered = len(self._journal) - self._consumed
+        self._commit_if_due(now)
+        with self._lock:
+            self._protocol.tick(now)
+            outgoing = self._protocol.outgoing()
+        for peer, frames in outgoing:
+            self._send(peer, frames)
+        self._export()
+
+    def _say_goodbye(self) -> None:
+        self._turn(0)
+        self._commit()
+        with self._lock:
+            self._protocol.tick(time.monotonic())
+            self._protocol.close()
+            outgoing = self._protocol.outgoing()
+        for peer, frames in outgoing:
+            self._send(peer, frames)
+        self._export()
+
+    def _receive(self) -> list[list[bytes]]:
+        found = []
+        try:
+            for _ in range(DRAIN_MESSAGES):
+                found.append(self._socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            pass
+        return found
+
+    def _send(self, peer: bytes, frames: list[bytes]) -> None:
+        try:
+            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            pass  # it does not read; every message is repeated sooner or later
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            with self._lock:
+                self._protocol.gone(peer)
+
+    # --- the journal ---
+
+    def _commit_if_due(self, now: float) -> None:
+        waiting = len(self._protocol.pending) + len(self._protocol.drops)
+        if not waiting:
+            self._oldest_pending = None
+            return
+        self._oldest_pending = self._oldest_pending or now
+        journal = self._settings.journal
+        if waiting >= journal.group_documents or now - self._oldest_pending >= journal.group_latency_s:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Write the group, then acknowledge it; when the disk refuses, keep it, and grant nothing until it is written.
+
+        The lock keeps the journal's length and the protocol's counts in step.
+        """
+        if time.monotonic() < self._retry_journal_at:
+            return
+        started = time.monotonic()
+        with self._lock:
+            try:
+                self._journal.append_drops(self._protocol.drops)
+                self._journal.append(self._protocol.pending)
+            except OSError as error:
+                self._cannot_write(error)
+                return
+            self._protocol.committed()
+            self._protocol.paused = False
+        self._oldest_pending = None
+        self._metrics.observe("sbp_journal_write_seconds", time.monotonic() - started)
+
+    def _cannot_write(self, error: OSError) -> None:
+        if not self._protocol.paused:
+            log.error("the journal cannot be written, synthetic documents wait with their generators: %s", error)
+        self._protocol.paused = True
+        self._retry_journal_at = time.monotonic() + RETRY_JOURNAL_AFTER_S
+        self._metrics.inc("sbp_journal_errors_total")
+
+    # --- metrics ---
+
+    def _export(self) -> None:
+        counts = self._protocol.counts
+        self._count("sbp_stream_received_documents_total", counts["received"])
+        self._count("sbp_stream_received_bytes_total", counts["received_bytes"])
+        self._count("sbp_stream_duplicates_total", counts["duplicates"])
+        self._count("sbp_stream_dead_peers_total", counts["dead_peers"])
+        self._count("sbp_receiver_cpu_seconds_total", time.thread_time())
+        for reason in REFUSAL_REASONS:
+            self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
+        self._metrics.set("sbp_stream_peers", self._protocol.num_peers)
+        self._metrics.set("sbp_stream_credit_documents", self._protocol.granted)
+
+    def _count(self, metric: str, total: float, **labels: str) -> None:
+        """Bring a counter up to a total that is kept elsewhere."""
+        key = metric + "".join(labels.values())
+        if more := total - self._exported.get(key, 0.0):
+            self._metrics.inc(metric, more, **labels)
+            self._exported[key] = total
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(settings: Config) -> tuple[zmq.Socket[bytes], str]:
+    stream = settings.stream
+    if not is_loopback(stream.host):
+        raise ConfigError(f"stream.host = {stream.host!r}: expected a loopback address (127.0.0.1)")
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error to see, not a message lost in silence
+    socket.setsockopt(
+        zmq.MAXMSGSIZE, max(_MEBIBYTE, 8 * stream.max_document_tokens, MAX_CONTROL_BYTES, MAX_HEADER_BYTES)
+    )
+    address = f"tcp://{stream.host}:{stream.port or '*'}"
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        way_out = "choose another stream.port, or 0 for a free one" if error.errno == errno.EADDRINUSE else "change it"
+        raise ConfigError(f"stream.host, stream.port: cannot listen on {address}: {error}; {way_out}") from None
+    return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
