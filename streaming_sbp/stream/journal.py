@@ -59,6 +59,7 @@ class Journal:
     """``len`` is the number of positions; safe to read from one thread while another appends.
 
     ``writable``: this process is the one that appends; what a crash left half-written is removed.
+    ``num_bytes`` is the size of the shards when the journal was opened, and what this process has appended.
     """
 
     def __init__(self, folder: str | Path, *, writable: bool = False):
@@ -67,20 +68,17 @@ class Journal:
         self._open: OrderedDict[ShardName, _Shard] = OrderedDict()
         self._names: list[ShardName] = []
         self._writable = writable
+        self.num_bytes = 0
         if writable:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.glob(".*.tmp"):
                 leftover.unlink()
         self._look()
+        self.num_bytes = sum(path.stat().st_size for path in self._folder.glob("*.tar"))
 
     def __len__(self) -> int:
         with self._lock:
             return self._names[-1].first + self._names[-1].size if self._names else 0
-
-    @property
-    def num_bytes(self) -> int:
-        with self._lock:
-            return sum((self._folder / str(name)).stat().st_size for name in self._names)
 
     def entry(self, position: int) -> JournalEntry:
         """Raises ValueError when the shard is damaged there; see `is_intact`."""
@@ -135,6 +133,7 @@ class Journal:
         self._write(name, [content])
         with self._lock:
             self._names.append(name)
+            self.num_bytes += len(content)
         self._join()
 
     def append_drops(self, drops: Iterable[Drop]) -> None:

@@ -496,30 +496,35 @@ class ReceiverProtocol:
         return header, tokens, np.frombuffer(raw_confidence, np.uint8)
 
     def _end(self, session: Session) -> None:
-        """The peer is no more; its unused credit returns, for only living sessions count in `_room`."""
+        """The peer is no more; its unused credit returns, for only living sessions count in `_grant`."""
         if session.peer is not None:
             self._peers.pop(session.peer, None)
         session.peer = None
 
-    def _room(self) -> int:
-        """Documents that may still be granted."""
-        used = self.num_buffered + sum(s.outstanding for s in self._peers.values())
-        return self._settings.capacity_documents - used
-
     def _grant(self) -> None:
-        """Share the room so that every generator has equally many documents outstanding; in steps, not one by one."""
-        room = self._room()
-        if self.paused or room <= 0 or not self._peers:
+        """Share the room so that every generator has equally many documents outstanding; in steps, not one by one.
+
+        While the buffer has room, a generator without credit gets a step even if others sit on all of the capacity:
+        one that is alive and sends nothing must not starve the rest. It exceeds the capacity by an eighth at most.
+        """
+        capacity, sessions = (
+            self._settings.capacity_documents,
+            sorted(self._peers.values(), key=lambda s: s.outstanding),
+        )
+        if self.paused or not sessions or self.num_buffered >= capacity:
             return
-        sessions = sorted(self._peers.values(), key=lambda s: s.outstanding)
+        room = max(0, capacity - self.num_buffered - sum(s.outstanding for s in sessions))
         level = _level([s.outstanding for s in sessions], room)
-        step = max(1, self._settings.capacity_documents // (8 * len(sessions)))
+        step = max(1, capacity // (8 * len(sessions)))
         for session in sessions:
             more = min(level - session.outstanding, room)
-            if more >= step or (more > 0 and session.outstanding == 0):
-                session.limit += more
-                room -= more
-                self._untold[session.generator, session.session] = session
+            if session.outstanding == 0:
+                more = max(more, min(step, capacity - self.num_buffered))
+            elif more < step:
+                continue
+            session.limit += more
+            room = max(0, room - more)
+            self._untold[session.generator, session.session] = session
 
     def _tell(self, session: Session, now: float) -> None:
         if session.peer is None:

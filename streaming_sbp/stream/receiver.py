@@ -111,9 +111,9 @@ class Receiver:
         with self._lock:
             for peer, *frames in received:
                 self._protocol.receive(peer, frames, now)
-            self._protocol.num_buffered = len(self._journal) - self._consumed
         self._commit_if_due(now)
         with self._lock:
+            self._protocol.num_buffered = len(self._journal) - self._consumed
             self._protocol.tick(now)
             outgoing = self._protocol.outgoing()
         for peer, frames in outgoing:
@@ -202,6 +202,7 @@ class Receiver:
         for reason in REFUSAL_REASONS:
             self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
         self._metrics.set("sbp_stream_peers", self._protocol.num_peers)
+        self._metrics.set("sbp_journal_bytes", self._journal.num_bytes)
         self._metrics.set("sbp_stream_credit_documents", self._protocol.granted)
 
     def _count(self, metric: str, total: float, **labels: str) -> None:
