@@ -31,6 +31,10 @@ RunOption = Annotated[Path | None, typer.Option("--run", help="Existing run dire
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as in mix.synthetic_share=0.25")]
 AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Go on with a changed configuration.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over; an earlier run is moved aside, not deleted.")]
+OnErrorOption = Annotated[
+    str | None,
+    typer.Option("--on-error", metavar="skip|stop", help="Bad input: skip and count it, or stop; over data.on_error."),
+]
 PortOption = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Of /metrics; 0: a free one.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory, as in runs/demo")]
 
@@ -82,11 +86,17 @@ def run(
 
 
 @app.command()
-def ingest(overrides: Overrides = None, config: ConfigOption = None, preset: PresetOption = None) -> None:
+def ingest(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    on_error: OnErrorOption = None,
+) -> None:
     """Turn text into tokenised WebDataset shards with an index, as section `data` of the configuration says."""
     from sbp_services.run import ingest_with_progress
 
-    ingest_with_progress(_config(config, preset, overrides))
+    chosen = [] if on_error is None else [f"data.on_error={on_error}"]  # the last override of a key counts
+    ingest_with_progress(_config(config, preset, [*(overrides or ()), *chosen]))
 
 
 # --- one role each ---

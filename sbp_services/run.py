@@ -38,7 +38,7 @@ def ingest_with_progress(config: Config) -> IngestSummary:
             bar.update(tasks[progress.phase], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
 
         summary = ingest_data(config.data, show)
-    console.print(f"data set: {escape(str(summary))}")
+    console.print(f"data set: {escape(str(summary))}", soft_wrap=True)
     return summary
 
 

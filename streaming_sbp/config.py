@@ -39,6 +39,7 @@ class Data(Section):
     inputs: tuple[str, ...] = ()  # files, folders or a data set's name; `pydocs` needs none
     text_column: str = "text"  # the column, JSON key or WebDataset extension that holds the text
     min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
+    max_characters: Annotated[int, Field(ge=0)] = 0  # longer documents are left out, counted as `too_long`; 0: no limit
     max_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, by digest of the text
     heldout_share: Share = 0.02  # cut by digest before anything else sees the text
     tokenizer: str = "train"  # "train": a byte-level BPE on the training split; else a Hugging Face path or name
@@ -49,9 +50,9 @@ class Data(Section):
 
 class Pairing(Section):
     embedder: Literal["tfidf"] | str = "tfidf"  # "tfidf" needs no download; else a sentence-transformers path or name
-    dimensions: Positive = 128  # of the tfidf embedding, after truncated SVD
+    dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
-    threshold: Share = 0.6  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
+    threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
     near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
     shingle_tokens: Positive = 13  # length of a shingle

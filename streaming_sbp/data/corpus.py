@@ -63,6 +63,8 @@ class Corpus:
         key = bytes.fromhex(id)
         if len(text.strip()) < self._data.min_characters:
             self._reading.leave_out("too_short")
+        elif 0 < self._data.max_characters < len(text):
+            self._reading.leave_out("too_long")
         elif key in self._seen:
             self._reading.leave_out("duplicate")
         else:

@@ -29,7 +29,7 @@ def suggest(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
         suggestions.append(Suggestion("Train on, twice as long.", f"sbp run --config {config_argument} {longer}"))
     if status["run"]["tokens"] and config.mix.synthetic_share:
         control = shlex.quote(f"run.dir={run.path}-real-only") + " mix.synthetic_share=0 generator.count=0"
-        reason = "See what the synthetic text brings: train the same tokens on real text only, and compare held-out loss."
+        reason = "See what the synthetic text brings: train as long on real text only, and compare held-out losses."
         suggestions.append(Suggestion(reason, f"sbp run --config {config_argument} {control}"))
     if status["mix"]["realised"]:
         suggestions.append(Suggestion("Read more synthetic documents.", f"sbp peek {run_argument} -n 20 --seed 1"))
@@ -40,7 +40,8 @@ def _repairs(config: Config, status: Status, run_argument: str, config_argument:
     mix, snapshots, found = status["mix"], status["snapshots"], []
     for name, role in status["roles"].items():
         if role["state"] in ("failed", "dead"):
-            found.append(Suggestion(f"{name} ended: {role['detail'] or 'killed'}.", f"tail {run_argument}/logs/{name}.log"))
+            reason = f"{name} ended: {role['detail'] or 'killed'}."
+            found.append(Suggestion(reason, f"tail {run_argument}/logs/{name}.log"))
     if status["ledger"]["imbalance"]:
         found.append(Suggestion("The ledger does not balance: a defect.", f"sbp status {run_argument} --json"))
     if mix["scheduled"] and mix["realised"] is not None and mix["scheduled"] - mix["realised"] > NOTICEABLE_SHARE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ def load(run: RunDir) -> RunHistory:
     trainer = without_superseded(whole_trainer)
     generators = {name: records for name, records in by_role.items() if name.startswith("generator")}
     facts = read_role_files(run).get("trainer", {}).get("facts", {})
-    throughput = {name: _processes(records) for name, records in generators.items()}
+    supervisor = by_role.get("supervisor", [])
+    throughput = {name: _processes(records, _starts(supervisor, name)) for name, records in generators.items()}
     return RunHistory(
         trains=_of(trainer, "train"),
         evaluations=_of(trainer, "eval"),
@@ -145,7 +147,7 @@ def _rates(trainer: list[Record], tuner: list[Record], generators: dict[str, lis
     tuning = _of(tuner, "tuning")
     steps = [
         (now["time"], (now["tuned_tokens"] - before["tuned_tokens"]) / (now["time"] - before["time"]))
-        for before, now in zip(tuning, tuning[1:], strict=False)
+        for before, now in pairwise(tuning)
         if now.get("parent_tokens") == before.get("parent_tokens")
         and now.get("tuned_tokens", 0) > before.get("tuned_tokens", 0)
         and now["time"] > before["time"]
@@ -171,15 +173,29 @@ def _phases(trainer: list[Record]) -> dict[str, float]:
     return _sum_of_dicts(last_of_process)
 
 
-def _processes(records: list[Record]) -> list[Record]:
-    """The last `throughput` record of each process: its counts are cumulative, and fall when a new one starts."""
+def _processes(records: list[Record], starts: list[float]) -> list[Record]:
+    """The last `throughput` record of each process: its counts are cumulative.
+
+    A new process began where the supervisor says so (``starts``, Unix times), and where the counts fall: a generator
+    may be started by hand.
+    """
     ends: list[Record] = []
     for record in _of(records, "throughput"):
-        if ends and (record.get("documents") or 0) >= (ends[-1].get("documents") or 0):
+        if ends and not _is_of_another_process(record, ends[-1], starts):
             ends[-1] = record
         else:
             ends.append(record)
     return ends
+
+
+def _is_of_another_process(record: Record, before: Record, starts: list[float]) -> bool:
+    fell = (record.get("documents") or 0) < (before.get("documents") or 0)
+    return fell or any(before["time"] < start <= record["time"] for start in starts)
+
+
+def _starts(supervisor: list[Record], name: str) -> list[float]:
+    """When the supervisor started the role of this name."""
+    return [record["time"] for record in _of(supervisor, "role_started") if record.get("name") == name]
 
 
 def _sum_of_dicts(dicts: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -53,12 +54,12 @@ class PeekedDocument:
 
 
 def sample(run: RunDir, count: int, seed: int) -> list[PeekedDocument]:
-    """``count`` documents spread over the journal in order of arrival, fewer when it holds fewer.
+    """``count`` documents spread over the journal in order of arrival, fewer when it holds fewer or some are damaged.
 
     Raises ConfigError when the run's data set is not there.
     """
     journal = Journal(run.journal)
-    positions = spread(len(journal), count, seed)
+    positions = [position for position in spread(len(journal), count, seed) if journal.is_intact(position)]
     if not positions:
         return []
     config = run.config()
@@ -68,11 +69,12 @@ def sample(run: RunDir, count: int, seed: int) -> list[PeekedDocument]:
     wanted = {entry.header.seed_id for entry in entries}
     index_of = {str(seed_id): i for i, seed_id in enumerate(train.ids) if seed_id in wanted}
     versions = _snapshot_versions(run)
+    seen_tokens = config.synthesizer.max_seed_tokens
     found = []
     for position, entry in zip(positions, entries, strict=True):
         tokens = journal.tokens(position).tolist()
         seed_index = index_of.get(entry.header.seed_id)
-        seed_tokens = [] if seed_index is None else train.tokens(seed_index)[: config.synthesizer.max_seed_tokens].tolist()
+        seed_tokens = [] if seed_index is None else train.tokens(seed_index)[:seen_tokens].tolist()
         text, seed_text = tokenizer.decode(tokens), tokenizer.decode(seed_tokens) if seed_tokens else None
         found.append(_peeked(position, entry, versions, (text, seed_text), (tokens, seed_tokens)))
     return found
@@ -82,7 +84,7 @@ def spread(num_documents: int, count: int, seed: int) -> list[int]:
     """One position drawn from each of ``count`` equal stretches, so that every snapshot has its part."""
     edges = np.linspace(0, num_documents, min(count, num_documents) + 1).astype(int)
     generator = np.random.default_rng(seed)
-    return [int(generator.integers(low, high)) for low, high in zip(edges, edges[1:], strict=False)]
+    return [int(generator.integers(low, high)) for low, high in pairwise(edges)]
 
 
 def render(documents: Sequence[PeekedDocument]) -> RenderableType:
@@ -95,7 +97,8 @@ def render(documents: Sequence[PeekedDocument]) -> RenderableType:
 def provenance(document: PeekedDocument) -> str:
     """Where a document came from, in one line."""
     version = f"v{document.version}" if document.version is not None else document.snapshot[:8]
-    settings = ", ".join(f"{key} {value:g}" for key, value in document.sampling.items() if isinstance(value, int | float))
+    numbers = {key: value for key, value in document.sampling.items() if isinstance(value, int | float)}
+    settings = ", ".join(f"{key} {value:g}" for key, value in numbers.items())
     return (
         f"snapshot {version} ({document.snapshot[:8]}, from {quantity(document.parent_tokens)} tokens) · "
         f"{document.generator} #{document.seq} · {settings} · log-likelihood {decimal(document.log_likelihood, 2)}"

@@ -16,7 +16,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     AVAILABLE = True
 except ImportError:
@@ -117,11 +117,13 @@ def _throughput(history: RunHistory) -> Plot | None:
     for resume in history.resumes:
         axes.axvline(history.active_minutes(np.array([resume["time"]]))[0], color=GREY, lw=1, ls=":")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of running")
     axes.set_ylabel("tokens per second (log scale)")
-    axes.legend(loc="lower right", frameon=False, ncols=2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, ncols=4)  # above: the lines are anywhere
     text = "Tokens trained, tuned and sampled per second. Time in which the run was stopped is left out."
     return _plot("throughput", "Throughput by role", text, figure)
 
@@ -170,7 +172,10 @@ def _limit_loss(axes: Axes, history: RunHistory) -> None:
     """Leave the first steep fall out of view, where it would press everything else flat."""
     losses = [r["heldout_loss"] for r in history.evaluations if r.get("heldout_loss") is not None]
     losses += [v for r in history.trains for v in (r.get("loss") or {}).values() if v is not None]
-    low, high = np.nanmin(losses), np.nanpercentile(losses, 97)
+    finite = np.array(losses)[np.isfinite(losses)]
+    if not len(finite):
+        return
+    low, high = finite.min(), np.percentile(finite, 97)
     margin = max(0.05, MARGIN_OF_LOSS * (high - low))
     axes.set_ylim(low - margin, high + margin)
 
@@ -179,9 +184,14 @@ def _mark_snapshots(axes: Axes, history: RunHistory) -> None:
     for snapshot in history.snapshots:
         if snapshot.swapped_tokens is not None:
             axes.axvline(snapshot.swapped_tokens, color=GREY, lw=1, ls=":")
-            place = {"xy": (snapshot.swapped_tokens, 1.0), "xycoords": axes.get_xaxis_transform()}
             axes.annotate(
-                f"v{snapshot.version}", **place, xytext=(2, 3), textcoords="offset points", color=GREY, fontsize=9
+                f"v{snapshot.version}",
+                xy=(snapshot.swapped_tokens, 1.0),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(2, 3),
+                textcoords="offset points",
+                color=GREY,
+                fontsize=9,
             )
 
 

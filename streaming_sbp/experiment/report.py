@@ -32,11 +32,17 @@ NUM_SNAPSHOTS = 40  # rows of the timeline; the newest
 NUM_EVENTS = 60
 MEASURE_NAMES = {
     "pair_loss": "pair loss",
+    "untuned_pair_loss": "before tuning",
     "repetitive_share": "repetitive",
     "copied_share": "copied",
     "duplicate_share": "duplicates",
     "empty_share": "too short",
+    "unfinished_share": "unfinished",
     "mean_tokens": "mean length",
+    "real_mean_tokens": "of real text",
+    "distinct_ngrams": "distinct n-grams",
+    "real_distinct_ngrams": "of real text",
+    "mean_log_prob": "log-likelihood",
 }
 
 
@@ -72,6 +78,7 @@ def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.
         "snapshots": told.snapshots[-NUM_SNAPSHOTS:],
         "num_snapshots": len(told.snapshots),
         "measures": _measure_columns(told),
+        "filter_reasons": list(dict.fromkeys(reason for counts in told.filtered.values() for reason in counts)),
         "phases": sorted(told.phases.items(), key=lambda item: -item[1]),
         "phases_total": sum(told.phases.values()),
         "processes": _processes(run, status),
@@ -101,7 +108,8 @@ def headline(status: Status, told: RunHistory) -> list[str]:
     trained = f"{text.quantity(run['tokens'])} of {text.quantity(run['total_tokens'])} tokens"
     verb = "has trained" if run["state"] == "running" else "trained"
     sentences = [f"This run {state}: it {verb} {trained} in {text.duration(told.active_s)}."]
-    return [*sentences, *_loss_sentence(told), *_snapshot_sentence(status), *_mix_sentence(status), *_ledger_words(status)]
+    sentences += _loss_sentence(told)
+    return sentences + [s for tell in (_snapshot_sentence, _mix_sentence, _ledger_sentence) for s in tell(status)]
 
 
 def _loss_sentence(told: RunHistory) -> list[str]:
@@ -133,12 +141,13 @@ def _mix_sentence(status: Status) -> list[str]:
     return [f"Since the first snapshot, {text.percent(realised)} of the trained tokens were synthetic, {verdict}."]
 
 
-def _ledger_words(status: Status) -> list[str]:
+def _ledger_sentence(status: Status) -> list[str]:
     imbalance, sent = status["ledger"]["imbalance"], status["ledger"]["sent"]
     if imbalance is None or not sent:
         return []
     if imbalance:
-        return [f"THE LEDGER DOES NOT BALANCE: {imbalance:+d} of {text.whole(sent)} synthetic documents unaccounted for."]
+        lost = f"{imbalance:+d} of {text.whole(sent)} synthetic documents unaccounted for"
+        return [f"THE LEDGER DOES NOT BALANCE: {lost}."]
     return [f"The ledger balances: each of the {text.whole(sent)} synthetic documents sent is accounted for."]
 
 
@@ -176,7 +185,8 @@ def _measure_columns(told: RunHistory) -> list[tuple[str, str]]:
     """(key, heading) of every measure that any candidate has."""
     keys = dict.fromkeys(key for snapshot in told.snapshots for key in snapshot.measures)
     known = [key for key in MEASURE_NAMES if key in keys]
-    return [(key, MEASURE_NAMES.get(key, key.replace("_", " "))) for key in [*known, *(k for k in keys if k not in known)]]
+    others = [key for key in keys if key not in known]
+    return [(key, MEASURE_NAMES.get(key, key.replace("_", " "))) for key in [*known, *others]]
 
 
 def _measure(value: Any, key: str) -> str:

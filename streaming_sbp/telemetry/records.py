@@ -51,7 +51,7 @@ def without_superseded(records: Iterable[Record]) -> list[Record]:
 
 
 def is_superseded(record: Record, start: Record) -> bool:
-    return record["event"] in SUPERSEDED_BY_RESUME and record.get("tokens", 0) > start.get("tokens", 0)
+    return record["event"] in SUPERSEDED_BY_RESUME and (record.get("tokens") or 0) > (start.get("tokens") or 0)
 
 
 def _parse(line: bytes) -> Record | None:

@@ -91,9 +91,9 @@ class StatusCollector:
     def _run_part(self, config: Config, roles: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         total = config.training.total_tokens
         tokens = self._trainer.tokens if self._trainer.tokens is not None else facts.get("tokens")
-        state = _run_state(roles, done=(self._trainer.finished_tokens or 0) >= total)
+        state = _run_state(roles, tokens, done=(self._trainer.finished_tokens or 0) >= total)
         rate = self._trainer.tokens_per_second()
-        running = state == "running" and tokens is not None and rate
+        left_tokens = None if tokens is None or state != "running" else max(0, total - tokens)
         return {
             "id": self._run.run_id,
             "dir": str(self._run.path),
@@ -101,7 +101,7 @@ class StatusCollector:
             "created": self._run.created,
             "tokens": tokens,
             "total_tokens": total,
-            "eta_s": max(0.0, (total - tokens) / rate) if running else None,
+            "eta_s": left_tokens / rate if left_tokens is not None and rate else None,
         }
 
     def _ledger(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -178,9 +178,10 @@ def read_role_files(run: RunDir) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(run.roles.glob("[!.]*.json")):
         try:
-            found[path.stem] = read_json(path) or {}
+            said = read_json(path)
         except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
-            found[path.stem] = {}
+            said = None
+        found[path.stem] = said if isinstance(said, dict) else {}
     return found
 
 
@@ -203,11 +204,13 @@ def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
     return expected + sorted(set(files) - set(expected))
 
 
-def _run_state(roles: dict[str, Any], done: bool) -> str:
+def _run_state(roles: dict[str, Any], tokens: int | None, done: bool) -> str:
     if any(role["alive"] and role["state"] not in ENDED for role in roles.values()):
         return "running"
     if done:
         return "done"
+    if tokens is None and all(role["state"] is None for role in roles.values()):
+        return "new"
     return "failed" if "failed" in (roles["supervisor"]["state"], roles["trainer"]["state"]) else "stopped"
 
 

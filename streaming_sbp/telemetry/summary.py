@@ -100,15 +100,21 @@ class Event:
 
 
 class EventSummary:
+    """The last events of all roles. Records come role by role, so the newest are not those that were added last."""
+
     def __init__(self) -> None:
-        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._events: list[Event] = []
 
     def add(self, role: str, record: Record) -> None:
         event = describe(role, record)
-        if event:
-            self._events.append(event)
+        if event is None:
+            return
+        self._events.append(event)
+        if len(self._events) >= 2 * KEPT_EVENTS:
+            self._events = self.newest(KEPT_EVENTS)
 
     def newest(self, count: int) -> list[Event]:
+        """``count`` at most, oldest first."""
         return sorted(self._events, key=lambda event: event.time)[-count:]
 
 

@@ -69,7 +69,7 @@ def duration(seconds: float | None) -> str:
     """The two largest units: 8 s, 2 min 41 s, 3 h 12 min, 2 d 4 h."""
     if seconds is None:
         return NOTHING
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.1f} s" if 0 < seconds < 9.95 else f"{seconds:.0f} s"
     left = round(seconds)
     for large, large_unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):

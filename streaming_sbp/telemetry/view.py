@@ -239,9 +239,9 @@ def _snapshots(snapshots: dict[str, Any]) -> Text:
 def _ledger(ledger: dict[str, Any]) -> Text:
     word = _balance_word(ledger["imbalance"])
     text = Text(word, style={"balanced": "green", NOTHING: "dim"}.get(word, "bold white on red"))
-    terms = f"  {whole(ledger['sent'])} sent = {whole(ledger['trained'])} trained + {whole(ledger['buffered'])} buffered"
-    terms += f" + {whole(ledger['in_flight'])} in flight + {whole(ledger['dropped'])} dropped"
-    return Text.assemble(text, terms)
+    names = ("trained", "buffered", "in_flight", "dropped")
+    terms = " + ".join(f"{whole(ledger[name])} {name.replace('_', ' ')}" for name in names)
+    return Text.assemble(text, f"  {whole(ledger['sent'])} sent = {terms}")
 
 
 def _balance_word(imbalance: int | None) -> str:

@@ -11,14 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.ingest import ingest
 from streaming_sbp.files import write_json
 from streaming_sbp.rundir import RunDir
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
+from streaming_sbp.stream.shards import AcceptedDocument
 
 SECOND_TOKENS = 20_000  # trained per second
 RECORD_EVERY_S = 2.0
 SHARE = 0.3
+DIED_AT = 0.6  # of the run: generator-1
 # (parent tokens, seconds to tune, verdict)
 TUNINGS = (
     (500_000, 30, "published"),
@@ -33,6 +41,42 @@ def make_run(folder: Path, overrides: tuple[str, ...] = ()) -> RunDir:
     defaults = (f"run.dir={folder}", f"data.dataset={folder.parent / 'dataset'}", "training.total_tokens=6000000")
     settings: Config = configuration.load(overrides=(*defaults, "generator.count=2", *overrides))
     return RunDir.open_or_create(settings)
+
+
+def add_documents(run: RunDir, pairs: list[tuple[str, str]], group: int = 4) -> None:
+    """Ingest the seeds of ``pairs`` (seed text, synthetic text) as the run's data set, and journal the others.
+
+    Document ``i`` is number ``i`` of generator-0, from the published snapshots in turn, with log-likelihood ``-1 - i``.
+    """
+    config = run.config()
+    corpus = run.path.parent / "seeds.jsonl"
+    corpus.write_text("".join(json.dumps({"text": seed}) + "\n" for seed, _ in pairs), encoding="utf-8")
+    settings = {"source": "jsonl", "inputs": (str(corpus),), "vocab_size": 400, "heldout_share": 0.0}
+    ingest(config.data.model_copy(update=settings))
+    dataset = Dataset.open(config.data.dataset)
+    tokenizer, ids = dataset.tokenizer(), dict(zip(_texts(dataset), dataset.split("train").ids, strict=True))
+    published = [digest for digest, (_, _, verdict) in zip(DIGESTS, TUNINGS, strict=True) if verdict == "published"]
+    documents = []
+    for seq, (seed, text) in enumerate(pairs):
+        tokens = np.array(tokenizer.encode(text), dtype="<u2")
+        header = DocumentHeader(
+            seed_id=ids[seed],
+            snapshot=published[seq % len(published)],
+            parent_tokens=500_000,
+            sampling=SamplingSettings(temperature=0.9, top_p=0.95, top_k=0),
+            log_likelihood=-1.0 - seq,
+            num_tokens=len(tokens),
+            num_prompt_tokens=9,
+        )
+        documents.append(AcceptedDocument("generator-0", "s0", seq, header, tokens, np.zeros(len(tokens), np.uint8)))
+    journal = Journal(run.journal, writable=True)
+    for first in range(0, len(documents), group):
+        journal.append(documents[first : first + group])
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    split, tokenizer = dataset.split("train"), dataset.tokenizer()
+    return [tokenizer.decode(split.tokens(i)) for i in range(len(split))]
 
 
 @dataclass
@@ -101,19 +145,25 @@ class FakeRun:
     def _trainer(self) -> None:
         record = RecordWriter(self.run, "trainer")
         record(self.started, "start", step=0, tokens=0, resumed_from=None)
-        tokens, mixed, trained_synthetic, next_eval, offset = 0, 0, 0, 0, 0.0
+        tokens, mixed, trained_synthetic, next_eval, offset, process_began = 0, 0, 0, 0, 0.0, 0.0
         fields: dict[str, Any] = {}
+        first_trained: dict[str, int] = {}
         for k in range(int(self.seconds / RECORD_EVERY_S)):
             second = (k + 1) * RECORD_EVERY_S
             at = self.started + second
             if self.resume_at_s and not offset and second >= self.resume_at_s:
-                offset = 30 * SECOND_TOKENS
-                record(at, "start", step=0, tokens=int(tokens - offset), resumed_from="step-00000400")
+                offset, process_began = 30 * SECOND_TOKENS, second
+                resumed = int(tokens - offset)
+                record(at, "start", step=0, tokens=resumed, resumed_from="step-00000400")
+                first_trained = {
+                    digest: at_tokens for digest, at_tokens in first_trained.items() if at_tokens <= resumed
+                }
+                next_eval = min(next_eval, resumed)
             tokens = int(second * SECOND_TOKENS - offset)
             first = self.swaps[0][1] * SECOND_TOKENS if self.swaps else math.inf
             mixed = max(0, tokens - first)
             trained_synthetic = int(mixed * SHARE + self.random.uniform(-150, 150)) if mixed > 0 else 0
-            fields = self._train_fields(tokens, trained_synthetic, mixed, second)
+            fields = self._train_fields(tokens, trained_synthetic, mixed, second - process_began)
             record(at, "train", **fields)
             if tokens >= next_eval:
                 loss = self._loss(tokens) + 0.08
@@ -122,7 +172,8 @@ class FakeRun:
                 )
                 next_eval = tokens + 300_000
             for digest, swapped in self.swaps:
-                if second - RECORD_EVERY_S < swapped + 4 <= second:
+                if second >= swapped + 4 and digest not in first_trained:
+                    first_trained[digest] = tokens
                     record(at, "first_trained", snapshot=digest, parent_tokens=500_000, tokens=tokens)
         if self.finished:
             record(self.started + self.seconds, "finish", step=1, tokens=tokens, reason="total_tokens reached")
@@ -275,12 +326,15 @@ class FakeRun:
                     pause_s=0.45,
                 )
             first = self.swaps[0][1]
-            for k in range(int((self.seconds - first) / 5)):
+            died_s = DIED_AT * self.seconds
+            for second in range(int(first) + 5, self.seconds, 5):
+                began = died_s + 1 if index == 1 and second > died_s else first  # generator-1 is killed and restarted
+                k = int((second - began) / 5)
                 sent = 60 * (k + 1)
                 filtered = {"unfinished": 4 * k, "too_short": k, "repetitive": k, "copied": 0, "duplicate": 0}
                 documents = sent + sum(filtered.values())
                 record(
-                    self.started + first + 5 * (k + 1),
+                    self.started + second,
                     "throughput",
                     documents=documents,
                     sent=sent,
@@ -301,7 +355,7 @@ class FakeRun:
         record = RecordWriter(self.run, "supervisor")
         for k, name in enumerate(("trainer", "pairer", "tuner", "generator-0", "generator-1")):
             record(self.started - 1, "role_started", name=name, pid=100 + k)
-        died = self.started + 0.6 * self.seconds
+        died = self.started + DIED_AT * self.seconds
         record(died, "role_died", name="generator-1", pid=104, exit_code=-9, restart_in_s=1.0)
         record(died + 1, "role_started", name="generator-1", pid=105)
         self.role_file("supervisor", "done" if self.finished else "running", detail="5 of 5 processes run")

@@ -13,7 +13,9 @@ import pytest
 import tokenizers
 import webdataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from sbp_services.cli import app
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data import corpus as corpus_module
@@ -321,6 +323,42 @@ def test_bad_input_stops_or_is_counted(tmp_path, texts):
 
 
 @pytest.mark.parametrize(
+    ("in_file", "override", "option", "expected"),
+    [
+        ("skip", None, None, "skip"),
+        ("stop", "skip", None, "skip"),
+        ("stop", None, "skip", "skip"),
+        ("skip", "skip", "stop", "stop"),
+        (None, None, None, "stop"),
+    ],
+)
+def test_the_option_on_error_comes_before_override_and_file(tmp_path, in_file, override, option, expected):
+    path = write_jsonl(tmp_path / "corpus.jsonl", ["a text", "another text"])
+    path.write_text(path.read_text() + "broken\n")
+    toml = f'[data]\ndataset = "{tmp_path / "set"}"\nsource = "jsonl"\ninputs = ["{path}"]\nvocab_size = 300\n'
+    toml += "heldout_share = 0.0\n" + (f'on_error = "{in_file}"\n' if in_file else "")
+    (tmp_path / "config.toml").write_text(toml)
+    arguments = ["ingest", "--config", str(tmp_path / "config.toml")]
+    arguments += [f"data.on_error={override}"] if override else []
+    arguments += ["--on-error", option] if option else []
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    if expected == "skip":
+        assert result.exit_code == 0
+        assert "train: 2 documents" in result.stdout
+        assert "left out: 1 broken_json" in result.stdout
+    else:
+        assert isinstance(result.exception, InputError)
+        assert "corpus.jsonl:3: not JSON" in str(result.exception)
+        assert not Dataset.exists(tmp_path / "set")
+
+
+def test_an_option_on_error_that_is_neither():
+    result = CliRunner().invoke(app, ["ingest", "--on-error", "ignore"])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "data.on_error = 'ignore': Input should be 'stop' or 'skip'"
+
+
+@pytest.mark.parametrize(
     ("texts", "changes", "message"),
     [
         (["short"], {"min_characters": 10}, r"no document is left .*1 too_short.*lower data\.min_characters = 10"),
@@ -334,6 +372,13 @@ def test_what_cannot_be_ingested(tmp_path, texts, changes, message):
     with pytest.raises(ConfigError, match=message):
         ingest(settings(tmp_path, texts, **changes))
     assert not (tmp_path / "set").exists()
+
+
+def test_documents_outside_the_lengths_are_left_out_and_counted(tmp_path):
+    data = settings(tmp_path, ["x" * n for n in range(1, 11)], min_characters=3, max_characters=8, heldout_share=0.0)
+    manifest = ingest(data).manifest
+    assert manifest.num_documents["train"] == 6
+    assert manifest.skipped == {"too_long": 2, "too_short": 2}
 
 
 def test_one_document_is_enough(tmp_path):

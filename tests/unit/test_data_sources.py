@@ -92,6 +92,27 @@ def test_text_folders_are_read_recursively_and_in_order(tmp_path):
     ]
 
 
+def test_patterns_find_files_and_folders(tmp_path):
+    for name in ("x/a.jsonl", "x/b.jsonl", "x/c.txt", "y/deep/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jsonl([name]))
+    for pattern, expected in [
+        ("x/*.jsonl", ["x/a.jsonl", "x/b.jsonl"]),
+        ("**/[bd].jsonl", ["x/b.jsonl", "y/deep/d.jsonl"]),
+        ("?", ["x/a.jsonl", "x/b.jsonl", "y/deep/d.jsonl"]),
+    ]:
+        assert [document.text for document in read("jsonl", tmp_path / pattern)[0]] == expected
+    with pytest.raises(InputError, match="nothing matches this pattern"):
+        read("jsonl", tmp_path / "*.gz")
+    assert read("jsonl", tmp_path / "*.gz", tmp_path / "x", on_error="skip")[1] == {"missing": 1}
+
+
+def test_a_name_with_signs_of_a_pattern_is_that_file(tmp_path):
+    (tmp_path / "[a].jsonl").write_bytes(jsonl(["brackets"]))
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["plain"]))
+    assert [document.text for document in read("jsonl", tmp_path / "[a].jsonl")[0]] == ["brackets"]
+
+
 def test_progress_counts_every_byte(tmp_path):
     for name in ("a.jsonl", "b.jsonl.gz"):
         content = jsonl(TEXTS * 100)
@@ -245,7 +266,7 @@ def test_bad_input_is_named_or_skipped_and_counted(tmp_path, name):
     write(tmp_path / file)
     with pytest.raises(InputError) as error:
         read(kind, tmp_path / file)
-    for word in [*words, 'data.on_error = "skip"']:
+    for word in [*words, "--on-error skip"]:
         assert word in str(error.value)
     found, skipped = read(kind, tmp_path / file, on_error="skip")
     assert [document.text for document in found] == left

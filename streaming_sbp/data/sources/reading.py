@@ -6,6 +6,7 @@ not done. With ``on_error = "skip"`` what was there at the start is taken, and t
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 from collections import Counter
@@ -30,6 +31,7 @@ BAD_INPUT = (
 LEFT_OUT = (
     "unparsable",  # Python files, by `pydocs`
     "too_short",
+    "too_long",
     "duplicate",
     "not_sampled",  # beyond data.max_documents
 )
@@ -73,7 +75,7 @@ class Reading:
         if reason not in BAD_INPUT:
             raise ValueError(f"reason {reason!r}: expected one of {', '.join(BAD_INPUT)}")
         if self.data.on_error == "stop":
-            raise InputError(f'{where}: {problem}; {way_out}, or leave it out with data.on_error = "skip"')
+            raise InputError(f"{where}: {problem}; {way_out}, or leave it out (`sbp ingest --on-error skip`)")
         self.skipped[reason] += 1
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -83,6 +85,7 @@ class Reading:
 
     def files(self, suffixes: Sequence[str]) -> list[InputFile]:
         """The input files in a fixed order: those named, whatever their suffix, and those in the folders named.
+        A name may be a pattern, as in ``corpus/**/*.jsonl``, where no such file exists.
 
         Raises ConfigError when no input is named or a folder holds none; empty and missing files are bad input.
         """
@@ -131,6 +134,11 @@ class Reading:
             return None
 
     def _expand(self, path: Path, suffixes: Sequence[str]) -> list[Path]:
+        if any(sign in str(path) for sign in "*?[") and not path.exists():
+            matching = sorted(map(Path, glob.glob(str(path), recursive=True)))
+            if not matching:
+                self.bad("missing", str(path), "nothing matches this pattern", "correct data.inputs")
+            return [file for match in matching for file in self._expand(match, suffixes)]
         if not path.is_dir():
             return [path]
         inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-ATTENTION = "sbp_block_cache"
+ATTENTION = "block_cache"
 BLOCK = 64  # columns; 32 has more calls, 192 reads more empty columns
 HIDDEN = float("-inf")
 

@@ -1,0 +1,132 @@
+"""The pairer: finds the pairs of related documents, once, and ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import faiss
+
+from sbp_services.service import Service, log
+from streaming_sbp.config import ConfigError
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_from
+from streaming_sbp.pairing.pairs import MadeFrom, PairTable, delete_table
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.text import duration
+
+
+class Stopped(Exception):
+    """A signal came while pairs were sought."""
+
+
+class PairerService(Service):
+    role = "pairer"
+
+    def startup(self) -> None:
+        self.report("starting", "reading the data set")
+        self.dataset = Dataset.open(self.config.data.dataset)
+        self._phase, self._phase_started = "", 0.0
+
+    def tick(self) -> bool:
+        table = self._made_before()
+        if table is not None:
+            log.info("%s: the pairs of this data set and these settings are there", self.run.pairs)
+            self._tell(table)
+            return False
+        started = time.monotonic()
+        try:
+            found = find_pairs(self.dataset, self.config.pairing, self.config.run.seed, self._note)
+        except Stopped:
+            return False
+        found.table.save(self.run.pairs, self.dataset.split("train").ids, found.statistics)
+        self._conclude(found, time.monotonic() - started)
+        return False
+
+    # --- an earlier table ---
+
+    def _made_before(self) -> PairTable | None:
+        """The table, if it is what these settings would find; another one is removed: nobody must tune on it."""
+        wanted = made_from(self.dataset, self.config.pairing, self.config.run.seed)
+        try:
+            table = PairTable.load(self.run.pairs)
+        except ConfigError as error:
+            log.warning("%s", error)
+            table = None
+        if table is not None and table.made_from == wanted:
+            return table
+        if table is not None:
+            log.warning("%s: pairs again: %s", self.run.pairs, "; ".join(_differences(table.made_from, wanted)))
+        delete_table(self.run.pairs)
+        return None
+
+    # --- what others see ---
+
+    def _note(self, progress: PairingProgress) -> None:
+        if self.stopping:
+            raise Stopped
+        if progress.phase != self._phase:
+            self._phase, self._phase_started = progress.phase, time.monotonic()
+        total = progress.total or 0
+        self.report("running", self._say(progress.done, total), (progress.done, total, progress.unit))
+
+    def _say(self, done: int, total: int) -> str:
+        if not 0 < done < total:
+            return self._phase
+        left_s = (time.monotonic() - self._phase_started) * (total - done) / done
+        return f"{self._phase}: {duration(left_s)} left"
+
+    def _conclude(self, found: Found, seconds: float) -> None:
+        statistics = found.statistics
+        self.record(
+            "pairs",
+            num_pairs=len(found.table),
+            num_heldout_pairs=statistics["num_heldout_pairs"],
+            num_paired_documents=statistics["num_documents_with_pair"],
+            num_documents=statistics["num_documents"],
+            num_near_duplicates_removed=statistics["num_near_duplicates_removed"],
+            num_pairs_across_the_cut_dropped=statistics["num_pairs_across_the_cut_dropped"],
+            seconds=round(seconds, 3),
+            seconds_by_phase=statistics["seconds"],
+        )
+        self._tell(found.table)
+        log.info("%s in %s", self._detail, duration(seconds))
+        if not len(found.table):
+            self._warn_of_none(statistics)
+        elif why := statistics["no_heldout_pairs_because"]:
+            log.warning("no pairs are held out: %s; the tuner needs some", why)
+
+    def _warn_of_none(self, statistics: dict[str, Any]) -> None:
+        largest = ", ".join(f"{value:.3f}" for value in statistics["similarity"]["largest"]) or "none"
+        log.warning(
+            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates removed: %d. "
+            "Lower the threshold; %s has the histogram",
+            self.config.pairing.threshold,
+            largest,
+            statistics["num_near_duplicates_removed"],
+            self.run.pairs / "statistics.json",
+        )
+
+    def _tell(self, table: PairTable) -> None:
+        num_documents = len(table.paired_documents())
+        self.metrics.set("sbp_pairs", len(table))
+        self.metrics.set("sbp_paired_documents", num_documents)
+        self.report(
+            "running",
+            f"{len(table):,} pairs of {num_documents:,} documents",
+            num_pairs=len(table),
+            num_paired_documents=num_documents,
+        )
+
+
+def _differences(old: MadeFrom, new: MadeFrom) -> list[str]:
+    """One line for each thing that the pairs depend on and that is another one now."""
+    before = {"data set": old.dataset_digest, **old.settings}
+    after = {"data set": new.dataset_digest, **new.settings}
+    names = [*after, *(name for name in before if name not in after)]
+    return [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
+
+
+def main(run: RunDir, metrics_port: int = 0) -> int:
+    faiss.omp_set_num_threads(1)
+    return PairerService(run, metrics_port=metrics_port).main()

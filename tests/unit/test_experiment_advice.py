@@ -1,0 +1,70 @@
+import shlex
+
+import pytest
+
+from streaming_sbp import config as configuration
+from streaming_sbp.experiment.advice import suggest
+from streaming_sbp.telemetry.status import collect
+from tests.unit.run_records import FakeRun, make_run
+
+
+def advised(run, **changes):
+    status = collect(run)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        status[section][name] = value
+    return suggest(run, run.config(), status)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = make_run(tmp_path / "a run")
+    FakeRun(run, seconds=300).write()
+    return run
+
+
+def test_every_command_can_be_typed(run):
+    """Each one parses, names this run, and its settings are valid."""
+    changes = {"mix__realised": 0.1, "snapshots__quarantined": 9, "ledger__imbalance": 1}
+    for suggestion in advised(run, **changes):
+        program, *arguments = shlex.split(suggestion.command)
+        assert program in ("sbp", "tail")
+        assert any(str(run.path) in argument for argument in arguments)
+        if arguments[0] == "run":
+            overrides = [argument for argument in arguments[3:] if not argument.startswith("--")]
+            configuration.load(arguments[2], overrides=overrides)
+
+
+def test_a_good_run(run):
+    reasons = [suggestion.reason for suggestion in advised(run)]
+    assert reasons == [
+        "Train on, twice as long.",
+        "See what the synthetic text brings: train as long on real text only, and compare held-out losses.",
+        "Read more synthetic documents.",
+    ]
+    assert "training.total_tokens=12000000 --accept-changes" in advised(run)[0].command
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mix__realised": 0.2}, "Synthesis did not keep up"),
+        ({"snapshots__quarantined": 4}, "Most candidates failed the gate"),
+        ({"ledger__imbalance": 1}, "The ledger does not balance"),
+        ({"run__state": "stopped"}, "Go on from the last checkpoint"),
+    ],
+)
+def test_what_is_wrong_comes_first(run, changes, words):
+    assert advised(run, **changes)[0].reason.startswith(words)
+
+
+def test_nothing_is_said_of_a_new_run(tmp_path):
+    assert advised(make_run(tmp_path / "run")) == []
+
+
+def test_a_failed_role_is_named_with_its_reason(run):
+    status = collect(run)
+    status["roles"]["tuner"] |= {"state": "failed", "detail": "no pairs"}
+    first = suggest(run, run.config(), status)[0]
+    assert first.reason == "tuner ended: no pairs."
+    assert first.command == f"tail {shlex.quote(str(run.path))}/logs/tuner.log"

@@ -1,0 +1,124 @@
+"""Embedders: norms, determinism, tiny corpora, and what is said when a model cannot be used."""
+
+import math
+import sys
+import types
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from streaming_sbp import config
+from streaming_sbp.config import ConfigError
+from streaming_sbp.pairing import embed
+from streaming_sbp.pairing.embed import SentenceEmbedder, TfidfEmbedder, make_embedder, most_frequent, unit_rows
+
+TEXTS = [
+    "the river carries the stone",
+    "a river holds the winter stone",
+    "bread and salt and bread",
+    "salt of the bread",
+    "one violin",
+    "1234 !!",
+]
+
+
+def tfidf_cosines(texts):
+    """Plain Python: sublinear term frequency, smooth inverse document frequency, words of two letters or more."""
+    words = [[word for word in text.split() if len(word) > 1 and word.isalpha()] for text in texts]
+    num_with = Counter(word for document in words for word in set(document))
+    idf = {word: math.log((1 + len(texts)) / (1 + count)) + 1 for word, count in num_with.items()}
+    vectors = [{w: (1 + math.log(n)) * idf[w] for w, n in Counter(document).items()} for document in words]
+    norms = [math.sqrt(sum(value**2 for value in vector.values())) or 1.0 for vector in vectors]
+    return [
+        [sum(a[w] * b.get(w, 0.0) for w in a) / (norms[i] * norms[j]) for j, b in enumerate(vectors)]
+        for i, a in enumerate(vectors)
+    ]
+
+
+def test_with_as_many_dimensions_as_documents_inner_products_are_those_of_tfidf():
+    vectors = TfidfEmbedder(64, 1000, seed=0).embed([TEXTS[:2], [], TEXTS[2:]])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors @ vectors.T, tfidf_cosines(TEXTS), atol=1e-5)
+
+
+def test_norms_are_one_and_a_document_without_words_has_a_zero_vector():
+    vectors = TfidfEmbedder(3, 1000, seed=0).embed([TEXTS])
+    assert vectors.shape == (len(TEXTS), 3)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1)[[0, 1, 2, 3]], 1.0, rtol=1e-5)
+    assert not vectors[-1].any()
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**40])
+def test_the_same_seed_gives_the_same_vectors(seed):
+    first, second = (TfidfEmbedder(3, 1000, seed).embed([TEXTS]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_projection_fitted_on_a_sample_is_applied_to_every_document(monkeypatch):
+    rng = np.random.default_rng(0)
+    topics = [["river", "stone", "water", "boat"], ["bread", "salt", "oven", "flour"]]
+    texts = [" ".join(rng.choice(topics[i % 2], 6)) for i in range(60)]
+    monkeypatch.setattr(embed, "SVD_FIT_DOCUMENTS", 20)
+    vectors = TfidfEmbedder(2, 1000, seed=0).embed([texts])
+    similarity = vectors @ vectors.T
+    same = np.equal.outer(np.arange(60) % 2, np.arange(60) % 2)
+    assert similarity[same].mean() > 0.7
+    assert similarity[~same].max() < 0.3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dimensions", [1, 16])
+@pytest.mark.parametrize("texts", [[], [""], ["river"], ["river bread salt"], ["river", "river"], ["123", "!"]])
+def test_tiny_corpora(texts, dimensions):
+    vectors = TfidfEmbedder(dimensions, 1000, seed=0).embed([texts])
+    assert len(vectors) == len(texts)
+    expected = [1.0 if "river" in text else 0.0 for text in texts]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), expected, rtol=1e-5)
+
+
+def test_only_the_most_frequent_terms_are_kept():
+    counts = sparse.csr_matrix(np.array([[1, 0, 5, 0, 2], [1, 0, 0, 3, 2], [0, 0, 0, 1, 2]], dtype=np.float32))
+    assert most_frequent(counts, 10).toarray().tolist() == [[1, 5, 0, 2], [1, 0, 3, 2], [0, 0, 1, 2]]
+    assert most_frequent(counts, 2).toarray().tolist() == [[1, 2], [1, 2], [0, 2]]
+
+
+def test_rows_that_cannot_be_normalised_become_zero():
+    rows = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]]))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [0, 0], [0, 0]], rtol=1e-6)
+    assert rows.dtype == np.float32
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ConfigError, match=r"pairing\.embedder = \"some/model\".*pip install 'streaming-sbp\[embed\]'"):
+        make_embedder(config.Pairing(embedder="some/model"), seed=0)
+
+
+def fake_sentence_transformers(monkeypatch):
+    class Model:
+        def __init__(self, name):
+            if name == "broken":
+                raise OSError("no such folder")
+
+        def encode(self, texts, convert_to_numpy, show_progress_bar):
+            return np.array([[len(text), 1.0] for text in texts], dtype=np.float64)
+
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = Model
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+
+
+def test_a_model_that_cannot_be_loaded_is_named(monkeypatch):
+    fake_sentence_transformers(monkeypatch)
+    with pytest.raises(ConfigError, match=r"\"broken\": cannot be loaded: OSError: no such folder; expected"):
+        make_embedder(config.Pairing(embedder="broken"), seed=0)
+
+
+def test_a_sentence_model_gives_unit_vectors_in_order(monkeypatch):
+    fake_sentence_transformers(monkeypatch)
+    embedder = make_embedder(config.Pairing(embedder="fine"), seed=0)
+    assert isinstance(embedder, SentenceEmbedder)
+    vectors = embedder.embed([["aaa"], ["", "a"]])
+    np.testing.assert_allclose(vectors, unit_rows(np.array([[3.0, 1.0], [0.0, 1.0], [1.0, 1.0]])), rtol=1e-6)

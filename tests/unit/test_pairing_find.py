@@ -1,0 +1,175 @@
+"""The whole search, on real ingested data sets of a few topics."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from streaming_sbp import config
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.ingest import ingest
+from streaming_sbp.pairing.find import find_pairs, made_from
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_folder):
+    return Dataset.open(tiny_folder / "data")
+
+
+@pytest.fixture(scope="module")
+def found(dataset):
+    return find_pairs(dataset, config.Pairing(), 0)
+
+
+def texts_of(dataset):
+    documents, tokenizer = dataset.split("train"), dataset.tokenizer()
+    return [tokenizer.decode(documents.tokens(i)) for i in range(len(documents))]
+
+
+def make_dataset(folder, texts):
+    with open(folder / "corpus.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    settings = config.Data(
+        dataset=str(folder / "data"),
+        source="jsonl",
+        inputs=(str(folder / "corpus.jsonl"),),
+        vocab_size=300,
+        heldout_share=0.0,
+    )
+    ingest(settings)
+    return Dataset.open(folder / "data")
+
+
+def test_pairs_are_about_the_same_topic(dataset, found):
+    topics = np.array([text.split("The ")[1].split()[0] for text in texts_of(dataset)])
+    table = found.table
+    same = topics[table.seed] == topics[table.target]
+    assert same.mean() > 0.99
+    by_chance = np.mean([np.mean(topics == topic) for topic in topics])
+    assert by_chance < 0.2
+    assert len(table) > 5 * len(topics)
+
+
+def test_the_rules_of_the_table(dataset, found):
+    table, settings = found.table, config.Pairing()
+    pairs = list(zip(table.seed.tolist(), table.target.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert all(seed != target for seed, target in pairs)
+    assert max(max(pair) for pair in pairs) < len(dataset.split("train"))
+    assert (table.similarity > settings.threshold).all()
+    assert np.bincount(table.seed).max() == settings.max_targets_per_seed
+    assert table.seed.tolist() == sorted(table.seed)
+    for seed in np.unique(table.seed):
+        assert (np.diff(table.similarity[table.seed == seed]) <= 0).all()
+    dtypes = [array.dtype for array in (table.seed, table.target, table.similarity, table.heldout)]
+    assert dtypes == [np.int64, np.int64, np.float32, np.bool_]
+
+
+def test_no_document_of_a_held_out_pair_is_in_a_training_pair(found):
+    table = found.table
+    ends = {
+        heldout: {*table.seed[table.heldout == heldout].tolist(), *table.target[table.heldout == heldout].tolist()}
+        for heldout in (True, False)
+    }
+    assert not ends[True] & ends[False]
+    assert 0 < len(ends[True]) <= 0.05 * 376
+    assert table.heldout.sum() >= 10
+
+
+def test_the_same_arguments_find_the_same_pairs(dataset, found):
+    again = find_pairs(dataset, config.Pairing(), 0)
+    for name in ("seed", "target", "similarity", "heldout"):
+        np.testing.assert_array_equal(getattr(again.table, name), getattr(found.table, name))
+    assert again.table.made_from == found.table.made_from == made_from(dataset, config.Pairing(), 0)
+    assert made_from(dataset, config.Pairing(), 1) != found.table.made_from
+    assert made_from(dataset, config.Pairing(threshold=0.4), 0) != found.table.made_from
+
+
+def test_a_higher_threshold_and_fewer_targets_leave_fewer_pairs(dataset, found):
+    strict = find_pairs(dataset, config.Pairing(threshold=0.86, max_targets_per_seed=2), 0).table
+    assert 0 < len(strict) < len(found.table)
+    assert strict.similarity.min() > 0.86
+    assert np.bincount(strict.seed).max() == 2
+
+
+def test_statistics_add_up(dataset, found):
+    statistics, table = found.statistics, found.table
+    assert json.loads(json.dumps(statistics)) == statistics
+    assert statistics["num_documents"] == len(dataset.split("train"))
+    assert statistics["num_pairs"] == len(table) == sum(statistics["similarity"]["kept_pairs"])
+    assert statistics["num_heldout_pairs"] == table.heldout.sum()
+    with_pair = len({*table.seed.tolist(), *table.target.tolist()})
+    assert statistics["num_documents_with_pair"] == with_pair
+    assert statistics["num_documents_without_pair"] == statistics["num_documents"] - with_pair
+    by_targets = {int(n): count for n, count in statistics["num_documents_by_num_targets"].items()}
+    assert sum(by_targets.values()) == statistics["num_documents"]
+    assert sum(n * count for n, count in by_targets.items()) == len(table)
+    assert sum(statistics["similarity"]["all_neighbours"]) == 16 * statistics["num_documents"]
+    assert statistics["hubs"][0]["num_pairs"] == max(np.bincount(table.target))
+    assert statistics["hubs"][0]["id"] == dataset.split("train").ids[statistics["hubs"][0]["document"]]
+    assert list(statistics["seconds"]) == ["embed", "search", "copies", "heldout"]
+    assert statistics["no_heldout_pairs_because"] == ""
+
+
+def words(rng, vocabulary, count):
+    return " ".join(rng.choice(vocabulary, count))
+
+
+def test_copies_are_removed_and_their_place_goes_to_related_documents(tmp_path):
+    rng = np.random.default_rng(0)
+    vocabulary = ["river", "stone", "water", "boat", "delta", "bridge", "fish", "reed"]
+    related = [words(rng, vocabulary, 40) for _ in range(6)]
+    original = words(rng, vocabulary, 60)
+    copies = [f"{original} {word}" for word in ("once", "twice", "thrice")]
+    dataset = make_dataset(tmp_path, [original, *copies, *related])
+    found = find_pairs(dataset, config.Pairing(max_targets_per_seed=4, heldout_share=0.0), 0)
+    is_copy = np.array([text.startswith(original) for text in texts_of(dataset)])
+    assert is_copy.sum() == 4
+    table = found.table
+    assert found.statistics["num_near_duplicates_removed"] == 12
+    assert not (is_copy[table.seed] & is_copy[table.target]).any()
+    assert (np.bincount(table.seed, minlength=10) == 4).all()
+    without = find_pairs(dataset, config.Pairing(near_duplicate_jaccard=1.0, heldout_share=0.0), 0)
+    assert without.statistics["num_near_duplicates_removed"] == 0
+
+
+def test_documents_without_a_known_word_are_never_paired(tmp_path):
+    dataset = make_dataset(tmp_path, ["12 34", "56 78", "12 34 56", "the river bends", "the river bends north"])
+    found = find_pairs(dataset, config.Pairing(threshold=0.0, near_duplicate_jaccard=1.0), 0)
+    texts = texts_of(dataset)
+    assert {texts[i] for i in found.table.paired_documents()} == {"the river bends", "the river bends north"}
+    assert found.statistics["num_documents_without_vector"] == 3
+
+
+@pytest.mark.parametrize("texts", [["alone"], ["river stone", "bread salt"], ["1 2", "3 4"]])
+def test_corpora_without_pairs_give_an_empty_table(tmp_path, texts):
+    found = find_pairs(make_dataset(tmp_path, texts), config.Pairing(), 0)
+    assert len(found.table) == 0
+    assert found.statistics["num_documents_without_pair"] == len(texts)
+    assert found.statistics["no_heldout_pairs_because"] == "there are no pairs"
+    found.table.save(tmp_path / "pairs", ["x"] * len(texts), found.statistics)
+
+
+def test_two_related_documents_are_a_pair_in_both_orders_and_none_can_be_held_out(tmp_path):
+    found = find_pairs(make_dataset(tmp_path, ["river stone water boat", "boat water stone reed"]), config.Pairing(), 0)
+    assert sorted(zip(found.table.seed.tolist(), found.table.target.tolist(), strict=True)) == [(0, 1), (1, 0)]
+    assert not found.table.heldout.any()
+    assert found.statistics["no_heldout_pairs_because"] == "no two pairs have all their documents apart"
+
+
+def test_progress_is_told_phase_by_phase_and_may_end_the_search(dataset):
+    seen = []
+    find_pairs(dataset, config.Pairing(), 0, seen.append)
+    assert list(dict.fromkeys(progress.phase for progress in seen)) == ["embed", "search", "copies", "heldout"]
+    for phase in ("embed", "search", "copies"):
+        steps = [asdict(progress) for progress in seen if progress.phase == phase]
+        assert steps[0]["done"] == 0
+        assert steps[-1]["done"] == steps[-1]["total"] > 0
+
+    def stop(progress):
+        if progress.phase == "search":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_pairs(dataset, config.Pairing(), 0, stop)

@@ -1,0 +1,152 @@
+import io
+import os
+import re
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sbp_services.cli import app
+from streaming_sbp.telemetry import view
+from streaming_sbp.telemetry.status import collect
+from tests.unit.run_records import FakeRun, RecordWriter, make_run
+
+EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]markup[/bold] [/] \u202etxet\nsecond line"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("running") / "run")
+    FakeRun(run, seconds=200, resume_at_s=120, finished=False, pid=os.getpid()).write()
+    return run
+
+
+def drawn(status, width=80, **options):
+    console = Console(file=io.StringIO(), width=width, **options)
+    console.print(view.render(status, width))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_it_fits_and_shows_every_part(running, width):
+    lines = [line.rstrip() for line in drawn(collect(running), width).splitlines()]
+    assert max(map(len, lines)) <= min(width, view.WIDEST)
+    text = "\n".join(lines)
+    for part in ("loss", "mix", "stream", "snapshots", "ledger", "trainer", "pairer", "tuner", "generator-1"):
+        assert part in text
+    assert "balanced" in text
+    assert ("memory" in text) == (width >= view.WIDE_ENOUGH_FOR_MEMORY)
+
+
+def test_80_columns_are_enough_for_the_figures(running):
+    """Nothing that matters is cut by an ellipsis or wrapped within a number."""
+    status = collect(running)
+    text = drawn(status)
+    ledger = status["ledger"]
+    squeezed = " ".join(text.split())
+    assert f"{ledger['sent']:,} sent = {ledger['trained']:,} trained + {ledger['buffered']:,} buffered" in squeezed
+    assert "scheduled 30.0 % · realised" in squeezed
+    assert f"{100 * status['run']['tokens'] / 6_000_000:.0f} %" in squeezed
+    assert "restarted 1×" in squeezed
+    assert "published snapshot v3 from 4.00M tokens" in squeezed
+    figures = text[text.index("loss") : text.index("ledger")]
+    assert "…" not in figures
+
+
+def test_without_colours_no_escape_is_written(running):
+    assert "\x1b" not in drawn(collect(running))
+    assert "\x1b[" in drawn(collect(running), force_terminal=True, color_system="standard")
+
+
+def test_what_roles_and_documents_say_steers_nothing(tmp_path):
+    run = make_run(tmp_path / "run")
+    fake = FakeRun(run, seconds=60, finished=False, pid=os.getpid())
+    fake.write()
+    fake.role_file("tuner", "running", detail=EVIL)
+    fake.role_file("generator-1", "failed", detail=EVIL)
+    fake.role_file("x\x1b[2J[red]y", "running", detail="")
+    RecordWriter(run, "tuner")(fake.started + 59, "snapshot", verdict="quarantined", parent_tokens=1, reasons=[EVIL])
+    text = drawn(collect(run), width=110)
+    assert "red [bold]markup[/bold] [/] txet second line" in text
+    assert not set(text) & set("\x1b\x07\u202e")
+    line = view.summary_line(collect(run))
+    assert not set(line) & set("\x1b\x07\n")
+
+
+def test_a_new_run(tmp_path):
+    status = collect(make_run(tmp_path / "run"))
+    text = drawn(status)
+    assert "new" in text
+    assert "not started" in text
+    assert "ledger –" in view.summary_line(status)
+
+
+def test_what_is_wrong_stands_out(running):
+    status = collect(running)
+    status["ledger"]["imbalance"] = 3
+    status["roles"]["generator-0"] |= {"state": "dead", "alive": False}
+    status["roles"]["tuner"]["age_s"] = 60.0
+    text = drawn(status)
+    assert "IMBALANCE +3" in text
+    assert "silent for 1 min 0 s" in text
+    line = view.summary_line(status)
+    assert "ledger IMBALANCE +3" in line
+    assert line.endswith("DOWN: generator-0")
+
+
+def test_the_line_tells_the_figures(running):
+    status = collect(running)
+    line = view.summary_line(status)
+    assert re.match(r"\d\d:\d\d:\d\d  running  3\.40M of 6\.00M tokens  held-out \d\.\d{3}  ", line)
+    assert "synthetic 30.0 % (scheduled 30.0 %)  3 snapshots  ledger balanced" in line.replace("30.1", "30.0")
+    assert re.search(r"  2 min \d+ s left$", line)
+
+
+# --- following a run ---
+
+
+def test_no_terminal_gets_whole_lines(running):
+    console = Console(file=io.StringIO(), width=40, force_terminal=False)
+    with view.LiveView(console) as live:
+        for _ in range(5):
+            live.update(running)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 2  # the first, and how it ended; ten seconds did not pass
+    assert all("ledger balanced" in line for line in lines)
+    assert "\x1b" not in console.file.getvalue()
+
+
+def test_a_terminal_is_redrawn_in_place(running):
+    console = Console(file=io.StringIO(), width=80, height=40, force_terminal=True)
+    with view.LiveView(console) as live:
+        live.update(running)
+    assert "Streaming SBP" in console.file.getvalue()
+    assert "\x1b[?25h" in console.file.getvalue()  # the cursor is back
+
+
+def test_a_view_that_never_saw_a_run_draws_nothing():
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with view.LiveView(console):
+        pass
+    assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([1.0], "▁"),
+        ([1.0, 1.0], "▁▁"),
+        ([8.0, 1.0], "█▁"),
+        (list(range(1, 9)), "▁▂▃▄▅▆▇█"),
+        ([9.0] * 5 + [1.0, 2.0], "█████▁▂"),
+    ],
+)
+def test_sparkline(values, line):
+    assert view.sparkline(values) == line
+
+
+def test_the_command(running):
+    result = CliRunner().invoke(app, ["status", str(running.path)], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "balanced" in result.stdout
