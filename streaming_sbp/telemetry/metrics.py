@@ -88,9 +88,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "sbp_mix_scheduled_share",
         "gauge",
-        "Share of tokens that the schedule asks of each source now",
+        "Share of tokens since the first snapshot that the schedule asked of each source",
         _TRAINER,
         _SOURCE,
+    ),
+    Metric(
+        "sbp_mix_current_share", "gauge", "Share of tokens that the schedule asks of each source now", _TRAINER, _SOURCE
     ),
     Metric("sbp_mix_realised_share", "gauge", "Share of trained tokens since the first snapshot", _TRAINER, _SOURCE),
     Metric("sbp_mix_debt_tokens", "gauge", "Synthetic tokens that fallbacks owe", _TRAINER),

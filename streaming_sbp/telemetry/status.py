@@ -24,6 +24,7 @@ ENDED = ("stopped", "done", "failed")  # states after which a process is meant t
 LEDGER = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance", "dropped_by_reason", "by_generator")
 MIX = {
     "scheduled": "scheduled_share",
+    "current": "current_share",
     "realised": "realised_share",
     "deviation_tokens": "deviation_tokens",
     "debt_tokens": "debt_tokens",

@@ -46,6 +46,7 @@ class Mixer:
         self._mix = mix
         self.mixed_tokens = {REAL: 0, SYNTHETIC: 0}
         self.deficit_tokens = {REAL: 0.0, SYNTHETIC: 0.0}
+        self.scheduled_tokens = 0.0  # synthetic tokens that the schedule asked for
         self.debt_tokens = 0.0
         self.forgiven_tokens = 0.0
         self.starved_documents = 0
@@ -61,8 +62,18 @@ class Mixer:
         return 0 if self.started_at is None else sum(self.mixed_tokens.values()) - sum(self.started_at.values())
 
     @property
-    def scheduled_share(self) -> float:
+    def current_share(self) -> float:
+        """What the schedule asks for now; 0 before the first snapshot."""
         return 0.0 if self.started_at is None else scheduled_share(self._mix, self.tokens_since_start)
+
+    @property
+    def scheduled_share(self) -> float:
+        """Synthetic share that the schedule asked for, over the tokens mixed since it began: compare `realised_share`.
+
+        Before the first document, what it asks for now.
+        """
+        tokens = self.tokens_since_start
+        return self.scheduled_tokens / tokens if tokens else self.current_share
 
     @property
     def realised_share(self) -> float:
@@ -73,7 +84,7 @@ class Mixer:
 
     def choose(self, has_document: Mapping[str, bool]) -> Choice | None:
         """The next source, or None when the policy is to wait. Raises ValueError when real text has run out."""
-        share = self.scheduled_share
+        share = self.current_share
         repaying = self.debt_tokens > 0 and has_document[SYNTHETIC] and share > 0
         synthetic = max(share, self._mix.catch_up_share) if repaying else share
         shares = {REAL: 1.0 - synthetic, SYNTHETIC: synthetic}
@@ -92,6 +103,7 @@ class Mixer:
             self.deficit_tokens[name] += share * num_tokens
         self.deficit_tokens[choice.source] -= num_tokens
         self.mixed_tokens[choice.source] += num_tokens
+        self.scheduled_tokens += (choice.shares[SYNTHETIC] - choice.repaid_share + choice.owed_share) * num_tokens
         self.starved_documents += choice.owed_share > 0
         debt = self.debt_tokens + (choice.owed_share - choice.repaid_share) * num_tokens
         self.debt_tokens = min(max(debt, 0.0), float(self._mix.forgive_tokens))
@@ -101,6 +113,7 @@ class Mixer:
         return {
             "mixed_tokens": dict(self.mixed_tokens),
             "deficit_tokens": dict(self.deficit_tokens),
+            "scheduled_tokens": self.scheduled_tokens,
             "debt_tokens": self.debt_tokens,
             "forgiven_tokens": self.forgiven_tokens,
             "starved_documents": self.starved_documents,
@@ -110,6 +123,7 @@ class Mixer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.mixed_tokens = dict(state["mixed_tokens"])
         self.deficit_tokens = dict(state["deficit_tokens"])
+        self.scheduled_tokens = state["scheduled_tokens"]
         self.debt_tokens = state["debt_tokens"]
         self.forgiven_tokens = state["forgiven_tokens"]
         self.starved_documents = state["starved_documents"]

@@ -94,6 +94,7 @@ class TrainingReport:
             "ledger": self._ledger_terms() | self._ledger_details(),
             "mix": {
                 "scheduled": mix["scheduled_share"],
+                "current": mix["current_share"],
                 "realised": mix["realised_share"],
                 "deviation_tokens": mix["deviation_tokens"],
                 "debt_tokens": mix["debt_tokens"],
@@ -156,6 +157,7 @@ class TrainingReport:
         mixer = self._trainer.batches.mixer
         return {
             "scheduled_share": mixer.scheduled_share,
+            "current_share": mixer.current_share,
             "realised_share": mixer.realised_share,
             "deviation_tokens": max(abs(deficit) for deficit in mixer.deficit_tokens.values()),
             "debt_tokens": mixer.debt_tokens,
@@ -189,6 +191,7 @@ class TrainingReport:
             set_("sbp_mix_deviation_tokens", -mixer.deficit_tokens[name], source=name)
         for share, metric in (
             (mixer.scheduled_share, "sbp_mix_scheduled_share"),
+            (mixer.current_share, "sbp_mix_current_share"),
             (mixer.realised_share, "sbp_mix_realised_share"),
         ):
             set_(metric, 1.0 - share, source=REAL)

@@ -193,6 +193,7 @@ class FakeRun:
             "trained_tokens": {"real": tokens - synthetic, "synthetic": synthetic},
             "trained_documents": {"real": (tokens - synthetic) // 210, "synthetic": documents},
             "scheduled_share": SHARE if mixed > 0 else 0.0,
+            "current_share": SHARE if mixed > 0 else 0.0,
             "realised_share": synthetic / mixed if mixed > 0 else 0.0,
             "deviation_tokens": abs(self.random.gauss(0, 90)) if mixed > 0 else 0.0,
             "debt_tokens": 0,
@@ -233,6 +234,7 @@ class FakeRun:
             "ledger": ledger if self.synthetic else {},
             "mix": {
                 "scheduled": fields["scheduled_share"],
+                "current": fields["current_share"],
                 "realised": fields["realised_share"],
                 "trained_tokens": fields["trained_tokens"],
                 **{key: fields[key] for key in ("deviation_tokens", "debt_tokens", "forgiven_tokens")},
