@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint smoke clean
+.PHONY: setup demo test lint smoke chaos resume-check clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,16 @@ smoke: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kill -9 at random moments, then prove that nothing was lost or trained twice. Ends in one JSON line.
+KILLS ?= 100
+chaos: setup
+	$(BIN)/python -u -m tests.checks.chaos $(KILLS)
+
+# Resumes, other numbers of ranks, and replay: the same batches, bit for bit. Ends in one JSON line.
+STEPS ?= 600
+resume-check: setup
+	$(BIN)/python -u -m tests.checks.resume $(STEPS)
 
 lint: setup
 	$(BIN)/ruff check .

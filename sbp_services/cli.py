@@ -143,15 +143,30 @@ def train(
     run: RunOption = None,
     accept_changes: AcceptOption = False,
     metrics_port: PortOption = 0,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Run to train again, from its journal and log of steps.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Of --replay: RUN-replay by default.")] = None,
 ) -> None:
-    """Train on real shards and on what generators send."""
+    """Train on real shards and on what generators send; under torchrun, with further ranks.
+
+    With --replay, train a finished run again and compare every batch and every loss.
+    """
 
     def start(run_dir: RunDir) -> int:
         from sbp_services import trainer
 
-        return trainer.main(run_dir, metrics_port)
+        return trainer.main(run_dir, metrics_port, accept_changes)
 
-    _serve(start, config, preset, run, overrides, accept_changes)
+    if replay is None:
+        _serve(start, config, preset, run, overrides, accept_changes)
+    if config or preset or run or overrides:
+        raise ConfigError("--replay uses the configuration of that run: expected no other beside it")
+    from sbp_services import replayer
+    from sbp_services.service import set_up_process
+
+    set_up_process()
+    sys.exit(replayer.replay(RunDir(replay), out, metrics_port))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -232,6 +247,22 @@ def peek(
     run_dir = RunDir(run)
     console = Console()
     console.print(peeking.render(peeking.sample(run_dir, count, seed)))
+
+
+@app.command()
+def trace(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--step", min=1, help="Optimizer step, 1 for the first.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Where every token of one step came from: real shard and document, or seed, snapshot and generator."""
+    from streaming_sbp.training import trace as tracing
+
+    past, pieces = tracing.trace(RunDir(run), step)
+    if as_json:
+        typer.echo(json.dumps(tracing.as_json(past, pieces), indent=1))
+    else:
+        Console().print(tracing.render(past, pieces))
 
 
 @app.command()

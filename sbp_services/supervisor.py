@@ -42,12 +42,14 @@ class Supervisor(Service):
 
     role = "supervisor"
 
-    def __init__(self, run: RunDir, show: Callable[[RunDir], None], metrics_port: int = 0):
+    def __init__(
+        self, run: RunDir, show: Callable[[RunDir], None], metrics_port: int = 0, accept_changes: bool = False
+    ):
         super().__init__(run, metrics_port=metrics_port)
         self._settings: config.Supervisor = self.config.supervisor
         self._show = show
         self.roles = [
-            Role("trainer", "trainer", ["train"]),
+            Role("trainer", "trainer", ["train", "--accept-changes"] if accept_changes else ["train"]),
             Role("pairer", "pairer", ["pair"]),
             Role("tuner", "tuner", ["tune"]),
             *(
@@ -162,6 +164,6 @@ def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes],
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    if nice:
-        os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+    nicer = max(nice, os.getpriority(os.PRIO_PROCESS, 0))  # lowering it would need a privilege
+    os.setpriority(os.PRIO_PROCESS, process.pid, nicer)
     return process

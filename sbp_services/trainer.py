@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sbp_services.service import Service
+from sbp_services.follower import FollowerService
+from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import read_json
@@ -19,15 +20,17 @@ from streaming_sbp.stream.messages import Announcement
 from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.telemetry.metrics import PHASES
-from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.batches import CannotRepeat
+from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
 from streaming_sbp.training.evaluation import HeldoutSet
-from streaming_sbp.training.loop import PhaseClock, Step, Trainer
-from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
-from streaming_sbp.training.model import build_model, choose_device
-from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.history import StepLog
+from streaming_sbp.training.loop import PhaseClock, Step
+from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.model import choose_device
 from streaming_sbp.training.report import TrainingReport
-from streaming_sbp.training.sources import RealSource, SyntheticSource
+from streaming_sbp.training.sources import RealSource
+from streaming_sbp.training.world import World
 
 RECORD_EVERY_S = 2.0
 LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
@@ -35,6 +38,10 @@ LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
 
 class TrainerService(Service):
     role = "trainer"
+
+    def __init__(self, run: RunDir, world: World, metrics_port: int = 0, accept_changes: bool = False):
+        super().__init__(run, metrics_port=metrics_port)
+        self.world, self._accept_changes = world, accept_changes
 
     # --- startup ---
 
@@ -54,25 +61,12 @@ class TrainerService(Service):
             self._evaluate()
 
     def _build(self) -> None:
-        tokenizer, training = self.dataset.tokenizer(), self.config.training
-        train = self.dataset.split("train")
-        self.real = RealSource(train, tokenizer.bos_id, tokenizer.eos_id, self.config.run.seed)
-        self.synthetic = SyntheticSource(self.journal, tokenizer.bos_id, tokenizer.eos_id)
-        batches = BatchStream(
-            {REAL: self.real, SYNTHETIC: self.synthetic},
-            Mixer(self.config.mix),
-            Packer(self.config.packing, training.sequence_tokens),
-            training.batch_sequences,
-            training.sequence_tokens,
-            tokenizer.pad_id,
-        )
-        model = build_model(self.config.model, tokenizer, self.config.run.seed)
-        self.trainer = Trainer(model, batches, self.journal, training, self.device, self.clock)
+        self.tokenizer = tokenizer = self.dataset.tokenizer()
+        self.trainer = build_trainer(self.config, self.dataset, self.journal, self.device, self.clock, self.world)
         self.heldout = HeldoutSet(
             self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
         )
-        self.checkpoints = CheckpointStore(self.run.checkpoints, self.config.checkpoint.keep_last, tokenizer)
-        self.tokenizer = tokenizer
+        self.checkpoints = CheckpointStore(self.run.checkpoints, self.config.checkpoint, tokenizer)
 
     def _restore(self) -> None:
         loaded = self.checkpoints.load_newest(self.trainer.model, self.trainer.optimizer)
@@ -80,23 +74,39 @@ class TrainerService(Service):
         self._saved_sessions: list[dict[str, object]] = []
         if loaded:
             info, state = loaded
-            self._check_fingerprints(state["fingerprints"])
+            saved, now = state["fingerprints"], self._fingerprints()
+            self._check_fingerprints(saved)
             self.trainer.load_state_dict(state["trainer"])
+            if saved["data set"] != now["data set"]:
+                self._change_data_set(saved["data set"], now["data set"])
             self._saved_sessions = state["sessions"]
             self.resumed_from = info.path.name
             self.metrics.set("sbp_checkpoint_tokens", info.tokens)
+        self.world.broadcast(self.resumed_from)
+        self.steps = StepLog(self.run.steps, self.trainer.trained.steps)
         self._saved_tokens = self.trainer.trained.total_tokens
-        self._training_report = TrainingReport(self.trainer, self.journal, self.real, self.config, self.metrics)
+        self._training_report = TrainingReport(self.trainer, self.journal, self.config, self.metrics)
+        self._heldout_loss: float | None = None
         self._last_record = time.monotonic()
         self._waiting_since = 0.0
 
     def _check_fingerprints(self, saved: dict[str, str]) -> None:
-        for name, now in self._fingerprints().items():
-            if saved[name] != now:
+        """The loader's state belongs to one corpus and one tokenizer; another corpus can be accepted."""
+        now = self._fingerprints()
+        for name, way_out in (("tokenizer", ""), ("data set", "go on with the new one by --accept-changes, ")):
+            if saved[name] != now[name] and not (way_out and self._accept_changes):
                 raise ConfigError(
-                    f"{self.run.path}: its checkpoint was trained with {name} {saved[name]}, the configuration now "
-                    f"leads to {now}; put the old one back, or start over with --fresh"
+                    f"{self.run.path}: its checkpoint was trained with {name} {saved[name]}, data.dataset now has "
+                    f"{now[name]}; put the old one back, {way_out}or start over with --fresh"
                 )
+
+    def _change_data_set(self, before: str, after: str) -> None:
+        """Accepted: the new corpus starts at its next epoch, and the bins hold no document of the old one."""
+        batches = self.trainer.batches
+        real = batches.sources[REAL]
+        assert isinstance(real, RealSource)
+        dropped = batches.forget_waiting(REAL, real.next_epoch(real.cursor))
+        self.record("data_set_changed", before=before, after=after, dropped_tokens=dropped)
 
     def _fingerprints(self) -> dict[str, str]:
         manifest = self.dataset.manifest
@@ -116,7 +126,7 @@ class TrainerService(Service):
             self.metrics,
             self._saved_sessions,
         )
-        self.receiver.set_consumed(self.synthetic.cursor)
+        self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
         self.receiver.start()
         self._look_for_snapshots()
         self.report("running", "first step", stream_endpoint=self.receiver.endpoint)
@@ -126,11 +136,11 @@ class TrainerService(Service):
     def tick(self) -> bool:
         self.receiver.check()
         self._look_for_snapshots()
-        step = self.trainer.step()
+        step = self._step()
         if step is None:
             return self._wait()
         self._waiting_since = 0.0
-        self.receiver.set_consumed(self.synthetic.cursor)
+        self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
         self._note(step)
         if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
             self._evaluate()
@@ -145,12 +155,41 @@ class TrainerService(Service):
         self.checkpoints.wait(self.config.supervisor.stop_timeout_s)
         self._collect_save()
         self.receiver.stop(timeout_s=5.0)
+        self.trainer.end()
+        self.world.close()
         self._record_window()
         trained = self.trainer.trained
         reason = "total_tokens reached" if self.trainer.done else "stopped"
         self.record("finish", step=trained.steps, tokens=trained.total_tokens, reason=reason)
 
     # --- parts of a tick ---
+
+    def _step(self) -> Step | None:
+        """The next step; after a crash, first those since the checkpoint, as they were before."""
+        past = self.steps.to_repeat
+        try:
+            step = self.trainer.step(past.decisions if past else None)
+        except CannotRepeat as error:
+            self._forget(str(error))
+            past, step = None, self.trainer.step()
+        if step is None:
+            return None
+        digest = step.batch.digest()
+        if past and past.digest != digest:
+            self._forget(f"step {past.step} is another batch than before")
+            past = None
+        if past:
+            self.steps.repeated()
+        else:
+            self.steps.append(digest, step.losses, step.batch.decisions)
+        return step
+
+    def _forget(self, reason: str) -> None:
+        """Steps that were trained before the crash cannot be trained again as they were."""
+        self.steps.forget()
+        self.metrics.inc("sbp_history_changes_total")
+        self.record("history_changed", step=self.trainer.trained.steps, reason=reason)
+        log.warning("the steps since the checkpoint cannot be repeated, they are trained anew: %s", reason)
 
     def _wait(self) -> bool:
         """mix.starvation_policy = "wait": bounded, and visible."""
@@ -198,6 +237,7 @@ class TrainerService(Service):
         with self.clock("evaluate"):
             heldout = self.heldout.evaluate(self.trainer.model, self.device, self.config.training.precision)
         self._training_report.evaluated(heldout)
+        self._heldout_loss = heldout.loss
         trained = self.trainer.trained
         self.record(
             "eval",
@@ -213,10 +253,18 @@ class TrainerService(Service):
             "fingerprints": self._fingerprints(),
             "trainer": self.trainer.state_dict(),
             "sessions": self.receiver.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "versions": self.run.versions,
         }
         with self.clock("checkpoint"):
+            self.steps.sync()
             self.checkpoints.save(
-                trained.steps, trained.total_tokens, self.trainer.model, self.trainer.optimizer, state
+                trained.steps,
+                trained.total_tokens,
+                self.trainer.model,
+                self.trainer.optimizer,
+                state,
+                self._heldout_loss,
             )
         self._saved_tokens = trained.total_tokens
 
@@ -242,7 +290,7 @@ class TrainerService(Service):
         current = self.snapshots.current()
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
-            self.trainer.batches.mixer.start()
+            self.trainer.batches.start_schedule()
             self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
 
 
@@ -278,6 +326,9 @@ def _described(result: SaveResult) -> dict[str, object]:
     }
 
 
-def main(run: RunDir, metrics_port: int = 0) -> int:
+def main(run: RunDir, metrics_port: int = 0, accept_changes: bool = False) -> int:
     torch.set_num_threads(run.config().training.cpu_threads)
-    return TrainerService(run, metrics_port=metrics_port).main()
+    world = World.from_environment()
+    if not world.leads:
+        return FollowerService(run, world).main()
+    return TrainerService(run, world, metrics_port, accept_changes).main()

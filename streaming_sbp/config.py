@@ -108,13 +108,16 @@ class Mix(Section):
 
 
 class Packing(Section):
-    num_open_bins: Positive = 32  # sequences that are being filled at once; more bins, less padding, more latency
-    long_documents: Literal["split", "truncate"] = "split"  # documents longer than a sequence
+    # Documents wait for others that fill a sequence with them: in all, as many tokens as this many sequences hold.
+    num_open_bins: Positive = 32  # more: less padding, but documents wait for about as many sequences
+    long_documents: Literal["split", "truncate"] = "split"  # documents longer than a sequence; others are never cut
 
 
 class Checkpoint(Section):
     every_tokens: Positive = 500_000  # the tuner works on each; also the most that a crash can cost
-    keep_last: Positive = 3  # older ones are deleted
+    keep_last: Positive = 3  # older ones are deleted, but those that the next two keep
+    keep_every: Annotated[int, Field(ge=0)] = 0  # also keep every so manieth for good, to go back to; 0: none
+    keep_best: bool = True  # also keep the one with the lowest held-out loss
 
 
 class Evaluation(Section):
@@ -170,6 +173,7 @@ class Generator(Section):
 class Stream(Section):
     host: str = "127.0.0.1"  # where the trainer listens
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: a free port, announced in RUN/roles/trainer.json
+    keys: str = ""  # folder of CURVE keys, made by `sbp keys`; needed when `host` is not loopback; "": no encryption
     capacity_documents: Positive = 512  # accepted or granted but not yet trained; bounds staleness and memory
     max_document_tokens: Positive = 4096  # larger documents are refused as `oversized`
     heartbeat_s: PositiveFloat = 1.0  # both ways

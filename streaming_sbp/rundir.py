@@ -7,6 +7,7 @@ RUN/checkpoints/        step-00000400/ ...                                    (t
 RUN/snapshots/          one folder per published synthesizer, current.json    (tuner)
 RUN/quarantine/         candidates the gate refused, with the reason          (tuner)
 RUN/journal/            accepted synthetic documents, WebDataset shards       (trainer)
+RUN/steps.jsonl         every step: decisions, digest of its batch, losses    (trainer)
 RUN/records/ROLE.jsonl  what happened, one JSON object a line                 (each role)
 RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
 RUN/logs/ROLE.log       its output                                            (supervisor)
@@ -42,6 +43,7 @@ class RunDir:
             raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
         self.run_id: str = info["run_id"]
         self.created: float = info["created"]
+        self.versions: dict[str, str] = info["versions"]
         self.pairs = self.path / "pairs"
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
@@ -50,6 +52,7 @@ class RunDir:
         self.records = self.path / "records"
         self.roles = self.path / "roles"
         self.logs = self.path / "logs"
+        self.steps = self.path / "steps.jsonl"
 
     @classmethod
     def open_or_create(cls, config: Config, *, accept_changes: bool = False) -> RunDir:

@@ -94,12 +94,12 @@ class Dataset:
 class Split:
     """The documents of one split, numbered from 0 in the order in which they were read.
 
-    Attributes: ``ids`` (list of str), ``num_tokens`` and ``num_bytes`` (int64 arrays).
+    Attributes: ``path`` of the data set, ``ids`` (list of str), ``num_tokens`` and ``num_bytes`` (int64 arrays).
     """
 
     def __init__(self, path: Path, name: str, dtype: np.dtype):
         self.name = name
-        self._path, self._dtype = path, dtype
+        self.path, self._dtype = path, dtype
         table = self._read_index(["shard", "offset", "num_tokens", "num_bytes"])
         self.num_tokens: np.ndarray = table["num_tokens"].to_numpy()
         self.num_bytes: np.ndarray = table["num_bytes"].to_numpy()
@@ -121,6 +121,10 @@ class Split:
         """Where each document came from: file and line, or the name of the documented object."""
         return self._read_index(["origin"])["origin"].to_pylist()
 
+    def shard(self, i: int) -> str:
+        """Name of the shard that holds document ``i``."""
+        return self._shard_names[int(self._shard_of[i])]
+
     def tokens(self, i: int) -> np.ndarray:
         """The ids of document ``i``: read-only view of the shard, uint16 or uint32, no special tokens."""
         start = int(self._offsets[i])
@@ -130,12 +134,12 @@ class Split:
     def _mapped(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
             # A plain array over the map: slices of np.memmap itself are several times slower.
-            mapped = np.memmap(self._path / self._shard_names[shard], dtype=np.uint8, mode="r")
+            mapped = np.memmap(self.path / self._shard_names[shard], dtype=np.uint8, mode="r")
             self._maps[shard] = mapped.view(np.ndarray)
         return self._maps[shard]
 
     def _read_index(self, columns: list[str]) -> pa.Table:
-        return pq.read_table(self._path / INDEX_NAME, columns=columns, filters=[("split", "==", self.name)])
+        return pq.read_table(self.path / INDEX_NAME, columns=columns, filters=[("split", "==", self.name)])
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -27,6 +27,7 @@ from streaming_sbp.files import fsync_directory
 from streaming_sbp.stream import shards
 from streaming_sbp.stream.shards import CONFIDENCE_DTYPE, END_OF_TAR, AcceptedDocument, JournalEntry, ShardName
 
+UNKNOWN = "unknown"
 DROPPED_NAME = "dropped.jsonl"
 SHARD_DOCUMENTS = 4096  # a shard of this many is never joined again
 JOIN_AT = 64  # small shards
@@ -80,12 +81,23 @@ class Journal:
         with self._lock:
             return self._names[-1].first + self._names[-1].size if self._names else 0
 
+    def look_again(self) -> int:
+        """The length, after a look for what another process has appended."""
+        if not self._writable:
+            self._look()
+        return len(self)
+
     def entry(self, position: int) -> JournalEntry:
         """Raises ValueError when the shard is damaged there; see `is_intact`."""
         located = self._located(position)[1]
         if located is None:
             raise self._damaged(position)
         return located.entry
+
+    def generator_of(self, position: int) -> str:
+        """Who wrote the document; "unknown" when the shard is damaged there."""
+        located = self._located(position)[1]
+        return UNKNOWN if located is None else located.entry.generator
 
     def tokens(self, position: int) -> np.ndarray:
         """Token ids as they arrived (uint16 or uint32), read-only. Raises ValueError when damaged."""
@@ -197,7 +209,6 @@ class Journal:
                 (self._folder / str(name)).unlink()  # joined into the one before; the crash came before its removal
         with self._lock:
             self._names = names
-            self._open.clear()
 
     def _located(self, position: int) -> tuple[memoryview, shards.Located | None]:
         with self._lock:

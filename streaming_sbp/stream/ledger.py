@@ -48,15 +48,18 @@ class _Account:
         }
 
 
+_NO_DOCUMENTS = _Account(0, 0, 0, 0, Counter())
+
+
 class Ledger:
     def __init__(self, accounts: dict[str, _Account]):
         self._accounts = accounts
 
     def terms(self) -> dict[str, int]:
-        """See `telemetry.metrics.LEDGER_TERMS`. ``imbalance`` sums the sizes of the generators' own imbalances."""
-        each = [account.terms() for account in self._accounts.values()]
-        names = _Account(0, 0, 0, 0, Counter()).terms()
-        return {name: sum(abs(t[name]) if name == "imbalance" else t[name] for t in each) for name in names}
+        """See `telemetry.metrics.LEDGER_TERMS`."""
+        return {
+            name: sum(account.terms()[name] for account in self._accounts.values()) for name in _NO_DOCUMENTS.terms()
+        }
 
     def dropped_by_reason(self) -> dict[str, int]:
         return dict(sum((account.dropped for account in self._accounts.values()), Counter()))
@@ -65,12 +68,21 @@ class Ledger:
         return {name: account.terms() for name, account in sorted(self._accounts.items())}
 
 
-def balance(sessions: Iterable[SessionLedger], trained: Mapping[str, int], buffered: Mapping[str, int]) -> Ledger:
-    """``trained`` and ``buffered`` are documents by generator."""
+def balance(
+    sessions: Iterable[SessionLedger],
+    trained: Mapping[str, int],
+    buffered: Mapping[str, int],
+    damaged: Mapping[str, int],
+) -> Ledger:
+    """``trained``, ``buffered`` and ``damaged`` (dropped on the training side) are documents by generator.
+
+    A document whose place in the journal is so damaged that nobody knows its generator stands under "unknown": the
+    total balances, that generator's own line does not.
+    """
     by_generator: dict[str, list[SessionLedger]] = {}
     for session in sessions:
         by_generator.setdefault(session.generator, []).append(session)
-    names = by_generator.keys() | trained.keys() | buffered.keys()
+    names = by_generator.keys() | trained.keys() | buffered.keys() | damaged.keys()
     return Ledger(
         {
             name: _Account(
@@ -78,7 +90,9 @@ def balance(sessions: Iterable[SessionLedger], trained: Mapping[str, int], buffe
                 trained=trained.get(name, 0),
                 buffered=buffered.get(name, 0),
                 in_flight=sum(s.in_flight for s in by_generator.get(name, ())),
-                dropped=sum((Counter(s.dropped) for s in by_generator.get(name, ())), Counter()),
+                dropped=sum(
+                    (Counter(s.dropped) for s in by_generator.get(name, ())), Counter(damaged=damaged.get(name, 0))
+                ),
             )
             for name in names
         }

@@ -1,7 +1,7 @@
 """What travels between generators and the trainer: every message, its encoding, and its limits. No I/O, no rules.
 
-A control message is one frame, tagged msgpack. A document is three frames: ``Document`` (its header still encoded),
-token ids (little-endian, 2 bytes each where the vocabulary fits, else 4) and one confidence byte per token.
+A message is one frame, tagged msgpack; what is sent together travels as the frames of one ZeroMQ message. A document
+carries its token ids (little-endian, 2 bytes each where the vocabulary fits, else 4) and one confidence byte per token.
 Decoding checks types and sizes; nothing here can execute anything (msgpack, no pickle).
 """
 
@@ -14,8 +14,10 @@ import msgspec
 import numpy as np
 
 PROTOCOL_VERSION = 1
-MAX_CONTROL_BYTES = 64 * 1024  # of a control message; a `Progress` lists at most the credit of one generator
+MAX_CONTROL_BYTES = 64 * 1024  # of a control message
 MAX_HEADER_BYTES = 4096
+MAX_FRAMES = 64  # messages that are sent together
+MAX_SETTLED_ALSO = 4096  # listed in one `Progress`: it stays below MAX_CONTROL_BYTES
 MAX_NAME_CHARACTERS = 128
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
@@ -64,10 +66,10 @@ class Hello(_Message, frozen=True):
 
 
 class Document(_Message, frozen=True):
-    """Followed by two frames: token ids and confidence."""
-
     seq: Count
     header: msgspec.Raw  # a DocumentHeader; decoded apart, so that a bad one can still be answered by its seq
+    tokens: bytes
+    confidence: bytes
 
 
 class Alive(_Message, frozen=True):
@@ -102,7 +104,7 @@ class Progress(_Message, frozen=True):
 
     limit: Count  # the generator may send documents numbered below this
     settled_below: Count  # all documents below are settled
-    settled_also: Annotated[tuple[Count, ...], msgspec.Meta(max_length=2**16)] = ()
+    settled_also: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_SETTLED_ALSO)] = ()
     announcement: Announcement | None = None
 
 
@@ -123,7 +125,6 @@ class Closing(_Message, frozen=True):
 
 FromGenerator = Hello | Document | Alive | Leaving
 FromTrainer = Progress | Refused | Unknown | Closing
-Frames = Sequence[bytes]
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
@@ -136,44 +137,49 @@ class MalformedMessage(ValueError):
     """Bytes that are no message of this protocol."""
 
 
+def max_frame_bytes(max_document_tokens: int) -> int:
+    """A peer that sends a larger frame is disconnected by ZeroMQ.
+
+    Room for twice as many tokens: a document that is a little too long is answered, not cut off.
+    """
+    return MAX_CONTROL_BYTES + 2 * max_document_tokens * (4 + 1)
+
+
 def encode(message: FromGenerator | FromTrainer) -> list[bytes]:
     return [_encoder.encode(message)]
 
 
 def encode_document(seq: int, header: DocumentHeader, tokens: np.ndarray, confidence: np.ndarray) -> list[bytes]:
     """``tokens`` in the stream's dtype, ``confidence`` uint8."""
-    message = Document(seq, msgspec.Raw(_encoder.encode(header)))
-    return [_encoder.encode(message), tokens.tobytes(), confidence.tobytes()]
+    raw_header = msgspec.Raw(_encoder.encode(header))
+    return [_encoder.encode(Document(seq, raw_header, tokens.tobytes(), confidence.tobytes()))]
 
 
-def decode_from_generator(frames: Frames) -> FromGenerator:
-    """The message of the first frame. Raises MalformedMessage."""
-    message = _decode(_from_generator, frames)
-    if len(frames) != (3 if isinstance(message, Document) else 1):
-        raise MalformedMessage(f"{type(message).__name__}: got {len(frames)} frames")
+def decode_from_generator(frame: bytes) -> FromGenerator:
+    """Raises MalformedMessage."""
+    message = _decode(_from_generator, frame)
+    if len(frame) > MAX_CONTROL_BYTES and not isinstance(message, Document):
+        raise MalformedMessage(f"{type(message).__name__} of {len(frame)} bytes")
     return message
 
 
-def decode_from_trainer(frames: Frames) -> FromTrainer:
-    if len(frames) != 1:
-        raise MalformedMessage(f"got {len(frames)} frames, expected 1")
-    return _decode(_from_trainer, frames)
+def decode_from_trainer(frames: Sequence[bytes]) -> FromTrainer:
+    """The one message of ``frames``. Raises MalformedMessage."""
+    if len(frames) != 1 or len(frames[0]) > MAX_CONTROL_BYTES:
+        raise MalformedMessage(f"got {len(frames)} frames: expected 1 of up to {MAX_CONTROL_BYTES} bytes")
+    return _decode(_from_trainer, frames[0])
 
 
 def decode_header(raw: msgspec.Raw) -> DocumentHeader:
     """Raises MalformedMessage."""
-    if len(bytes(raw)) > MAX_HEADER_BYTES:
-        raise MalformedMessage(f"header of {len(bytes(raw))} bytes: expected at most {MAX_HEADER_BYTES}")
-    try:
-        return _header.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedMessage(f"header: {error}") from None
+    size = memoryview(raw).nbytes
+    if size > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"header of {size} bytes: expected at most {MAX_HEADER_BYTES}")
+    return _decode(_header, raw)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[T], frames: Frames) -> T:
-    if not frames or len(frames[0]) > MAX_CONTROL_BYTES:
-        raise MalformedMessage(f"first frame: expected up to {MAX_CONTROL_BYTES} bytes")
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw) -> T:
     try:
-        return decoder.decode(frames[0])
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(str(error)) from None

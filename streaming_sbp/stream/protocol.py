@@ -3,7 +3,7 @@ what to send. `receiver.py` and `sender.py` are the thin shells that own the soc
 
 A generator's session, as the generator sees it::
 
-    connecting ──Progress──► ready ──silence, Unknown or Closing──► connecting
+    connecting ──Progress──► ready ──disconnected, Unknown or Closing──► connecting
         └──────Refused──────► refused                any ──leave()──► left
 
 and a peer, as the trainer sees it::
@@ -23,6 +23,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from streaming_sbp.stream import messages
 from streaming_sbp.stream.journal import Drop
 from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import (
+    MAX_FRAMES,
+    MAX_SETTLED_ALSO,
     PROTOCOL_VERSION,
     Alive,
     Announcement,
@@ -53,6 +56,8 @@ from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
 ROLE = "generator"
 LOST = "lost_with_generator"
 MAX_UNSETTLED = 2**16  # documents that one generator can have on their way, whatever it claims
+MAX_SESSIONS = 2**16  # generator processes that one run remembers
+MAX_JUNK = 1000  # malformed messages and dropped documents of one session; then it is refused
 Frames = list[bytes]
 Key = tuple[str, str]  # generator, session
 
@@ -113,12 +118,13 @@ class SenderProtocol:
         self._settings = settings
         self._identity = (run_id, tokenizer_digest, ROLE, generator, session)
         self._dtype = token_dtype(vocab_size)
+        self._max_frame_bytes = messages.max_frame_bytes(settings.max_document_tokens)
         self.state = "connecting"
         self.refused = ""  # reason of the trainer
         self.announced: Announcement | None = None
         self.num_resent = 0
-        self._limit = self._next_seq = 0
-        self._unsettled: OrderedDict[int, _Unsettled] = OrderedDict()
+        self._limit = self._next_seq = self._settled_below = 0
+        self._unsettled: OrderedDict[int, _Unsettled] = OrderedDict()  # the one sent longest ago first
         self._outgoing: list[Frames] = []
         self._heard_at = self._spoke_at = -math.inf
 
@@ -138,12 +144,22 @@ class SenderProtocol:
             self._heard_at = now
             self._hello(now)
 
+    def disconnected(self) -> None:
+        """The connection is closed: what was on its way may be lost, a goodbye too."""
+        if self.state == "ready":
+            self.state = "connecting"
+
     def send(self, header: DocumentHeader, tokens: np.ndarray, confidence: np.ndarray, now: float) -> int:
         """Hand a document to the stream; returns its number. Raises ValueError without credit."""
         if self.credit <= 0:
             raise ValueError(f"send: no credit ({self.state}, {len(self._unsettled)} documents unacknowledged)")
         seq = self._next_seq
-        frames = messages.encode_document(seq, header, tokens.astype(self._dtype), confidence)
+        frames = messages.encode_document(seq, header, tokens.astype(self._dtype, copy=False), confidence)
+        if len(frames[0]) > self._max_frame_bytes:
+            raise ValueError(
+                f"send: a document of {len(tokens)} tokens: expected at most "
+                f"stream.max_document_tokens = {self._settings.max_document_tokens}"
+            )
         self._next_seq += 1
         self._unsettled[seq] = _Unsettled(frames, now)
         self._say(frames, now)
@@ -172,7 +188,9 @@ class SenderProtocol:
     def tick(self, now: float) -> None:
         """Heartbeats and repetitions; call at least every `stream.heartbeat_s`."""
         if self.state == "ready":
-            self._resend([seq for seq, d in self._unsettled.items() if self._overdue(d, now)], now)
+            sent_by = now - self._settings.resend_after_s
+            overdue = takewhile(lambda item: item[1].sent_at <= sent_by, self._unsettled.items())
+            self._resend([seq for seq, _ in overdue], now)
         if self.state in ("connecting", "ready") and now - self._spoke_at >= self._settings.heartbeat_s:
             if self.state == "ready":
                 self._say(messages.encode(Alive(self._next_seq)), now)
@@ -187,33 +205,36 @@ class SenderProtocol:
             self._say(messages.encode(Leaving(self._next_seq)), now)
         self.state = "left"
 
+    @property
+    def num_outgoing(self) -> int:
+        return len(self._outgoing)
+
     def outgoing(self) -> list[Frames]:
         found, self._outgoing = self._outgoing, []
         return found
 
     def _progress(self, message: Progress, now: float) -> None:
         self._limit = max(self._limit, message.limit)
-        also = set(message.settled_also)
-        for seq in [seq for seq in self._unsettled if seq < message.settled_below or seq in also]:
-            del self._unsettled[seq]
+        below = min(message.settled_below, self._next_seq)
+        for seq in (*range(self._settled_below, below), *message.settled_also):
+            self._unsettled.pop(seq, None)
+        self._settled_below = max(self._settled_below, below)
         self.announced = message.announcement or self.announced
         if self.state == "connecting":
             self.state = "ready"
             self._resend(list(self._unsettled), now)
 
-    def _overdue(self, document: _Unsettled, now: float) -> bool:
-        return now - document.sent_at >= self._settings.resend_after_s
-
     def _resend(self, seqs: Iterable[int], now: float) -> None:
         for seq in seqs:
             document = self._unsettled[seq]
             document.sent_at = now
+            self._unsettled.move_to_end(seq)
             self.num_resent += 1
             self._say(document.frames, now)
 
     def _hello(self, now: float) -> None:
         run_id, tokenizer_digest, role, generator, session = self._identity
-        first = next(iter(self._unsettled), self._next_seq)
+        first = min(self._unsettled, default=self._next_seq)
         hello = Hello(PROTOCOL_VERSION, run_id, tokenizer_digest, role, generator, session, first, self._next_seq)
         self._say(messages.encode(hello), now)
 
@@ -238,6 +259,7 @@ class Session:
     limit: int = 0
     pending: set[int] = field(default_factory=set)  # received, not yet on disk
     peer: bytes | None = None  # None: ended
+    junk: int = 0
     heard_at: float = -math.inf
     told_at: float = -math.inf
 
@@ -321,21 +343,17 @@ class ReceiverProtocol:
     # --- events ---
 
     def receive(self, peer: bytes, frames: Sequence[bytes], now: float) -> None:
-        """A message of a peer. Never raises for what a peer sends: it is refused, dropped or ignored, and counted."""
-        try:
-            message = messages.decode_from_generator(frames)
-        except MalformedMessage:
-            self.counts["malformed"] += 1
+        """Messages of a peer. Never raises for what a peer sends: it is refused, dropped or ignored, and counted."""
+        if len(frames) > MAX_FRAMES:
+            self._junk(peer)
             return
-        if isinstance(message, Hello):
-            self._hello(peer, message, now)
-            return
-        session = self._peers.get(peer)
-        if session is None:
-            self._say(peer, Unknown())
-            return
-        session.heard_at = now
-        self._on_message(session, message, frames)
+        for frame in frames:
+            try:
+                message = messages.decode_from_generator(frame)
+            except MalformedMessage:
+                self._junk(peer)
+                continue
+            self._on_message(peer, message, now)
 
     def committed(self) -> None:
         """``pending`` and ``drops`` are on disk: acknowledge them."""
@@ -415,6 +433,8 @@ class ReceiverProtocol:
             self._say(peer, Refused(*reason))
             return
         key = (hello.generator, hello.session)
+        if key not in self._sessions and len(self._sessions) >= MAX_SESSIONS:
+            self._make_room()
         session = self._session(key)
         if session.peer is not None and session.peer != peer:
             self._end(session)  # the same process over a new connection
@@ -423,8 +443,7 @@ class ReceiverProtocol:
         session.peer, session.heard_at = peer, now
         session.limit = max(session.limit, hello.next_seq)
         session.hear_of(hello.next_seq)
-        self._peers[peer] = session
-        self._untold[key] = session
+        self._sessions[key] = self._peers[peer] = self._untold[key] = session
 
     def _refusal(self, peer: bytes, hello: Hello) -> tuple[str, str] | None:
         expected = {
@@ -443,19 +462,24 @@ class ReceiverProtocol:
             return "too_many_peers", f"stream.max_peers = {self._settings.max_peers} are connected"
         return None
 
-    def _on_message(self, session: Session, message: FromGenerator, frames: Sequence[bytes]) -> None:
-        match message:
-            case Document():
-                self._document(session, message, frames)
-            case Alive():
-                if message.next_seq <= session.limit:
-                    session.hear_of(message.next_seq)
-            case Leaving():
-                if message.next_seq <= session.limit:
-                    session.hear_of(message.next_seq)
-                self._end(session)
+    def _on_message(self, peer: bytes, message: FromGenerator, now: float) -> None:
+        if isinstance(message, Hello):
+            self._hello(peer, message, now)
+            return
+        session = self._peers.get(peer)
+        if session is None:
+            self._say(peer, Unknown())
+            return
+        session.heard_at = now
+        if isinstance(message, Document):
+            self._document(session, message)
+            return
+        if message.next_seq <= session.limit:
+            session.hear_of(message.next_seq)
+        if isinstance(message, Leaving):
+            self._end(session)
 
-    def _document(self, session: Session, message: Document, frames: Sequence[bytes]) -> None:
+    def _document(self, session: Session, message: Document) -> None:
         seq = message.seq
         if seq >= session.limit:
             self.counts["without_credit"] += 1  # not ours to settle: it was never allowed
@@ -466,40 +490,63 @@ class ReceiverProtocol:
             return
         session.hear_of(seq + 1)
         session.pending.add(seq)
-        found = self._checked(message, frames)
+        found = self._checked(message)
         if isinstance(found, str):
             self.drops.append(Drop(session.generator, session.session, seq, found))
+            self._count_junk(session)
             return
         header, tokens, confidence = found
         self.pending.append(AcceptedDocument(session.generator, session.session, seq, header, tokens, confidence))
 
-    def _checked(
-        self, message: Document, frames: Sequence[bytes]
-    ) -> str | tuple[DocumentHeader, np.ndarray, np.ndarray]:
+    def _checked(self, message: Document) -> str | tuple[DocumentHeader, np.ndarray, np.ndarray]:
         """The parts of a document, or the reason to drop it."""
-        _, raw_tokens, raw_confidence = frames
-        if len(raw_tokens) > self._settings.max_document_tokens * self._dtype.itemsize:
+        if len(message.tokens) > self._settings.max_document_tokens * self._dtype.itemsize:
             return "oversized"
         try:
             header = messages.decode_header(message.header)
         except MalformedMessage:
             return "malformed"
-        size = header.num_tokens * self._dtype.itemsize
-        numbers = (header.log_likelihood, header.sampling.temperature, header.sampling.top_p)
-        if len(raw_tokens) != size or len(raw_confidence) != header.num_tokens or not all(map(math.isfinite, numbers)):
+        size = header.num_tokens
+        numbers = header.log_likelihood + header.sampling.temperature + header.sampling.top_p
+        if len(message.tokens) != size * self._dtype.itemsize or len(message.confidence) != size or size == 0:
             return "malformed"
-        if header.num_tokens == 0:
+        if not math.isfinite(numbers):
             return "malformed"
-        tokens = np.frombuffer(raw_tokens, self._dtype)
+        tokens = np.frombuffer(message.tokens, self._dtype)
         if int(tokens.max()) >= self._vocab_size:
             return "out_of_vocabulary"
-        return header, tokens, np.frombuffer(raw_confidence, np.uint8)
+        return header, tokens, np.frombuffer(message.confidence, np.uint8)
+
+    def _junk(self, peer: bytes) -> None:
+        """What is no message. Nobody answers it; a generator that sends much of it is faulty, and told so."""
+        self.counts["malformed"] += 1
+        if session := self._peers.get(peer):
+            self._count_junk(session)
+
+    def _count_junk(self, session: Session) -> None:
+        session.junk += 1
+        if session.junk > MAX_JUNK and session.peer is not None:
+            self.refusals["malformed"] += 1
+            self._say(session.peer, Refused("malformed", f"more than {MAX_JUNK} bad messages or documents"))
+            self._end(session)
 
     def _end(self, session: Session) -> None:
         """The peer is no more; its unused credit returns, for only living sessions count in `_grant`."""
         if session.peer is not None:
             self._peers.pop(session.peer, None)
         session.peer = None
+        if not session.sent:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.pop((session.generator, session.session), None)
+        self._untold.pop((session.generator, session.session), None)
+
+    def _make_room(self) -> None:
+        """Of the sessions that ended, forget those of which no document ever arrived."""
+        for session in list(self._sessions.values()):
+            if session.peer is None and not session.pending and not len(session.settled):
+                self._forget(session)
 
     def _grant(self) -> None:
         """Share the room so that every generator has equally many documents outstanding; in steps, not one by one.
@@ -530,7 +577,7 @@ class ReceiverProtocol:
         if session.peer is None:
             return
         session.told_at = now
-        also = tuple(sorted(session.settled.also))
+        also = tuple(sorted(session.settled.also)[:MAX_SETTLED_ALSO])  # the others when these are below
         self._say(session.peer, Progress(session.limit, session.settled.below, also, self.announcement))
 
     def _say(self, peer: bytes, message: FromTrainer) -> None:

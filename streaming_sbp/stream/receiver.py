@@ -6,24 +6,26 @@ Everything is decided in `protocol.py`; here are the socket, the group commit an
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
 import threading
 import time
 
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.stream import keys
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.ledger import SessionLedger
-from streaming_sbp.stream.messages import MAX_CONTROL_BYTES, MAX_HEADER_BYTES, Announcement
+from streaming_sbp.stream.messages import Announcement, max_frame_bytes
 from streaming_sbp.stream.protocol import ReceiverProtocol
 from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics
 
 POLL_MS = 50  # longest wait for a message: commands of the trainer are seen within it
-DRAIN_MESSAGES = 1024  # read at once, before the journal and the peers have their turn
+DRAIN_FRAMES = 2048  # read at once, before the journal and the peers have their turn
+QUEUED_MESSAGES = 64  # of each peer, each way; what it sends beyond waits with it
+HANDSHAKE_TIMEOUT_S = 10.0
 RETRY_JOURNAL_AFTER_S = 1.0
-_MEBIBYTE = 2**20
 log = logging.getLogger("sbp")
 
 
@@ -53,7 +55,10 @@ class Receiver:
         self._exported: dict[str, float] = {}
         self._stopping = threading.Event()
         self._error: Exception | None = None
-        self._socket, self.endpoint = _listen(settings)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # one authenticator each
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._authenticator, self.endpoint = _listen(self._socket, self._context, settings)
+        self._monitor = keys.ConnectionMonitor(self._socket)
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
 
     def start(self) -> None:
@@ -103,7 +108,14 @@ class Receiver:
             log.exception("the receiver failed")
             self._error = error
         finally:
-            self._socket.close(linger=500)
+            self._close()
+
+    def _close(self) -> None:
+        self._monitor.close()
+        self._socket.close(linger=500)
+        if self._authenticator:
+            self._authenticator.stop()
+        self._context.term()
 
     def _turn(self, poll_ms: int) -> None:
         received = self._receive() if self._socket.poll(poll_ms) else []
@@ -116,9 +128,9 @@ class Receiver:
             self._protocol.num_buffered = len(self._journal) - self._consumed
             self._protocol.tick(now)
             outgoing = self._protocol.outgoing()
+        self._export()
         for peer, frames in outgoing:
             self._send(peer, frames)
-        self._export()
 
     def _say_goodbye(self) -> None:
         self._turn(0)
@@ -132,10 +144,12 @@ class Receiver:
         self._export()
 
     def _receive(self) -> list[list[bytes]]:
-        found = []
+        found: list[list[bytes]] = []
+        num_frames = 0
         try:
-            for _ in range(DRAIN_MESSAGES):
+            while num_frames < DRAIN_FRAMES:
                 found.append(self._socket.recv_multipart(zmq.NOBLOCK))
+                num_frames += len(found[-1])
         except zmq.Again:
             pass
         return found
@@ -193,11 +207,15 @@ class Receiver:
     # --- metrics ---
 
     def _export(self) -> None:
+        for event in self._monitor.events():
+            if event != keys.DISCONNECTED:
+                self._metrics.inc("sbp_stream_handshake_failures_total", reason=event)
         counts = self._protocol.counts
         self._count("sbp_stream_received_documents_total", counts["received"])
         self._count("sbp_stream_received_bytes_total", counts["received_bytes"])
         self._count("sbp_stream_duplicates_total", counts["duplicates"])
         self._count("sbp_stream_dead_peers_total", counts["dead_peers"])
+        self._count("sbp_stream_malformed_total", counts["malformed"])
         self._count("sbp_receiver_cpu_seconds_total", time.thread_time())
         for reason in REFUSAL_REASONS:
             self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
@@ -213,29 +231,32 @@ class Receiver:
             self._exported[key] = total
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(settings: Config) -> tuple[zmq.Socket[bytes], str]:
+def _listen(
+    socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], settings: Config
+) -> tuple[ThreadAuthenticator | None, str]:
+    """Set the limits, take the keys, bind; returns the authenticator and the endpoint. Raises ConfigError."""
     stream = settings.stream
-    if not is_loopback(stream.host):
-        raise ConfigError(f"stream.host = {stream.host!r}: expected a loopback address (127.0.0.1)")
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error to see, not a message lost in silence
-    socket.setsockopt(
-        zmq.MAXMSGSIZE, max(_MEBIBYTE, 8 * stream.max_document_tokens, MAX_CONTROL_BYTES, MAX_HEADER_BYTES)
-    )
-    address = f"tcp://{stream.host}:{stream.port or '*'}"
+    generators = [f"generator-{index}" for index in range(max(settings.generator.count, 1))]
+    authenticator = None
     try:
+        keys.require_keys_off_loopback(stream, "stream.host", stream.host, generators)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error to see, not a message lost
+        socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes(stream.max_document_tokens))
+        socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
+        socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_TIMEOUT_S * 1000))
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a host that vanished does not hold its connection for ever
+        if stream.keys:
+            authenticator = keys.guard(socket, context, stream.keys)
+        address = f"tcp://{stream.host}:{stream.port or '*'}"
         socket.bind(address)
-    except zmq.ZMQError as error:
+    except (ConfigError, zmq.ZMQError) as error:
+        if authenticator:
+            authenticator.stop()
         socket.close(linger=0)
+        context.term()
+        if isinstance(error, ConfigError):
+            raise
         way_out = "choose another stream.port, or 0 for a free one" if error.errno == errno.EADDRINUSE else "change it"
         raise ConfigError(f"stream.host, stream.port: cannot listen on {address}: {error}; {way_out}") from None
-    return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return authenticator, socket.getsockopt_string(zmq.LAST_ENDPOINT)

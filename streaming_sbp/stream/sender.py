@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -10,16 +11,21 @@ import numpy as np
 import zmq
 
 from streaming_sbp import config
-from streaming_sbp.stream.messages import Announcement, DocumentHeader
+from streaming_sbp.stream import keys
+from streaming_sbp.stream.messages import MAX_FRAMES, Announcement, DocumentHeader
 from streaming_sbp.stream.protocol import SenderProtocol, StreamRefused
 
 LOOK_FOR_TRAINER_EVERY_S = 0.5
+MAX_RECONNECT_S = 2.0  # between attempts; the first ones come faster
+WARN_EVERY_S = 10.0
+log = logging.getLogger("sbp")
 
 
 class Sender:
     """Call ``poll`` often, at least every `stream.heartbeat_s`; it never blocks longer than asked.
 
     ``find_endpoint`` says where the trainer listens now (it changes when the trainer restarts), or None.
+    Raises ConfigError when `stream.keys` cannot be used.
     """
 
     def __init__(
@@ -32,10 +38,14 @@ class Sender:
         generator: str,
     ):
         self._find_endpoint = find_endpoint
+        self._settings, self._generator = settings, generator
+        self._credentials = keys.Credentials(settings.keys, generator) if settings.keys else None
         session = secrets.token_hex(8)
         self._protocol = SenderProtocol(settings, run_id, tokenizer_digest, vocab_size, generator, session)
         self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: keys.ConnectionMonitor | None = None
         self._endpoint: str | None = None
+        self._warned_at = -WARN_EVERY_S
         self._looked_at = -LOOK_FOR_TRAINER_EVERY_S
 
     @property
@@ -57,21 +67,30 @@ class Sender:
         return self._protocol.announced
 
     def send(self, header: DocumentHeader, tokens: np.ndarray, confidence: np.ndarray) -> int:
-        """Hand over one document; returns its number. Raises ValueError without credit."""
+        """Hand over one document, sent with others or with the next ``poll``; returns its number.
+
+        Raises ValueError without credit.
+        """
         seq = self._protocol.send(header, tokens, confidence, time.monotonic())
-        self._flush()
+        if self._protocol.num_outgoing >= MAX_FRAMES:
+            self._flush()
         return seq
 
     def poll(self, timeout_s: float) -> None:
-        """Read what the trainer said, wait for it up to ``timeout_s``. Raises StreamRefused."""
+        """Send what waits, read what the trainer said, wait for it up to ``timeout_s``.
+
+        Raises StreamRefused, and ConfigError for a trainer on another machine when there are no keys.
+        """
         self._look_for_trainer()
         if self._socket is None:
             time.sleep(timeout_s)
             return
+        self._flush()
         self._socket.poll(int(timeout_s * 1000))
         self._receive()
         self._protocol.tick(time.monotonic())
         self._flush()
+        self._check_connection()
         if self._protocol.refused:
             raise StreamRefused(f"the trainer refused this generator: {self._protocol.refused}")
 
@@ -94,10 +113,12 @@ class Sender:
             self._protocol.receive(frames, time.monotonic())
 
     def _flush(self) -> None:
-        for frames in self._protocol.outgoing():
+        waiting = self._protocol.outgoing()
+        for first in range(0, len(waiting), MAX_FRAMES):
+            together = [frame for frames in waiting[first : first + MAX_FRAMES] for frame in frames]
             try:
                 if self._socket is not None:
-                    self._socket.send_multipart(frames, zmq.NOBLOCK)
+                    self._socket.send_multipart(together, zmq.NOBLOCK)
             except zmq.Again:
                 pass  # there is no connection; everything is said again when there is one
 
@@ -112,14 +133,56 @@ class Sender:
         if endpoint is None or (endpoint == self._endpoint and not self._protocol.is_trainer_dead(now)):
             return
         self._disconnect()
-        self._endpoint = endpoint
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a trainer that is not there
-        self._socket.connect(endpoint)
+        self._connect(endpoint)
         self._protocol.connect(now)
         self._flush()
 
+    def _connect(self, endpoint: str) -> None:
+        keys.require_keys_off_loopback(
+            self._settings, "the trainer's address", keys.host_of(endpoint), [self._generator]
+        )
+        self._endpoint = endpoint
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a trainer that is not there
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(MAX_RECONNECT_S * 1000))
+        self._monitor = keys.ConnectionMonitor(self._socket)
+        if self._credentials:
+            self._credentials.apply(self._socket)
+        self._socket.connect(endpoint)
+
     def _disconnect(self, linger_ms: int = 0) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
         if self._socket is not None:
             self._socket.close(linger=linger_ms)
-        self._socket, self._endpoint = None, None
+        self._socket, self._monitor, self._endpoint = None, None, None
+
+    def __del__(self) -> None:
+        if getattr(self, "_monitor", None):
+            self._disconnect()  # in this order: see `ConnectionMonitor.close`
+
+    def _check_connection(self) -> None:
+        """A trainer that died, or will not talk to us, says so only here. Raises StreamRefused when it never will."""
+        assert self._monitor is not None
+        events = self._monitor.events()
+        if keys.DISCONNECTED in events:
+            self._protocol.disconnected()
+        if "auth" in events:
+            raise StreamRefused(
+                f"the trainer at {self._endpoint} does not list the key of {self._generator}: "
+                f"copy {self._generator}.key into {keys.GENERATORS}/ of its stream.keys, and restart the trainer"
+            )
+        if "protocol" in events:
+            have = f"stream.keys = {self._settings.keys!r}"
+            raise StreamRefused(
+                f"the trainer at {self._endpoint} speaks another protocol: only one end has keys (here {have}), "
+                "or something else listens there"
+            )
+        if "no_detail" in events and time.monotonic() - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = time.monotonic()
+            log.warning(
+                "the trainer at %s closes the connection during the handshake; unless it is just ending, "
+                "%s.key here is not its own, or it has no stream.keys; trying again",
+                self._endpoint,
+                keys.TRAINER,
+            )

@@ -28,11 +28,14 @@ DROP_REASONS = (
     "oversized",  # more tokens than stream.max_document_tokens
     "out_of_vocabulary",  # a token id that the tokenizer does not have
     "lost_with_generator",  # sent, but its generator died before it arrived
+    "damaged",  # accepted, and damaged on disk before it was trained
 )
 # Why a generator does not send a sampled document.
 FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate")
 # Why a handshake is refused.
 REFUSAL_REASONS = ("protocol_version", "wrong_run", "wrong_tokenizer", "wrong_role", "too_many_peers", "malformed")
+# Why a connection is not made: `stream.keys.EVENTS` says what each one means.
+HANDSHAKE_FAILURE_REASONS = ("auth", "protocol", "no_detail")
 # What the gate measures of a candidate; streaming_sbp/synthesizer/quality.py says what each one is.
 GATE_MEASURES = (
     "pair_loss",
@@ -128,6 +131,14 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("sbp_stream_dead_peers_total", "counter", "Generators that fell silent", _TRAINER),
     Metric("sbp_stream_credit_documents", "gauge", "Credit granted and not yet used", _TRAINER),
     Metric("sbp_stream_refusals_total", "counter", "Handshakes refused", _TRAINER, (("reason", REFUSAL_REASONS),)),
+    Metric(
+        "sbp_stream_handshake_failures_total",
+        "counter",
+        "Connections refused before any message: unknown key, no keys, no peer of this protocol",
+        _TRAINER,
+        (("reason", HANDSHAKE_FAILURE_REASONS),),
+    ),
+    Metric("sbp_stream_malformed_total", "counter", "Messages that could not be decoded, ignored", _TRAINER),
     Metric("sbp_stream_buffered_documents", "gauge", "Queue depth: accepted, not yet mixed", _TRAINER),
     Metric("sbp_journal_bytes", "gauge", "Size of the journal on disk", _TRAINER),
     Metric(
@@ -161,6 +172,12 @@ CATALOGUE: tuple[Metric, ...] = (
         "Time a checkpoint keeps the step waiting",
         _TRAINER,
         buckets=_PAUSES_S,
+    ),
+    Metric(
+        "sbp_history_changes_total",
+        "counter",
+        "Resumes whose steps since the checkpoint could not be repeated as they were",
+        _TRAINER,
     ),
     Metric("sbp_checkpoint_tokens", "gauge", "Trained tokens in the newest checkpoint", _TRAINER),
     # tuner

@@ -1,4 +1,4 @@
-"""The stream of batches: source -> mixer -> packer -> tensors, resumable by construction.
+"""The stream of batches: source -> mixer -> packer -> tensors, resumable by construction, repeatable by its decisions.
 
 1. The mixer says which source is furthest behind its share.
 2. That source's next document is taken (one cursor a source).
@@ -6,7 +6,10 @@
 4. ``batch_sequences`` sequences become one global batch.
 
 ``state_dict()`` holds cursors, the mixer and the bins (references, not tokens); taken between two batches, it is
-exactly the frontier of what has been trained.
+exactly the frontier of what has been trained. Two things no seed decides: when the schedule began, and whether a
+synthetic document was there when the mixer asked. Both are noted with each batch (`Decisions`); a stream that is given
+them makes the same batches again: that is how a trainer resumes after a crash, replays a run, and how further ranks
+follow the first.
 """
 
 from __future__ import annotations
@@ -19,17 +22,41 @@ from typing import Any
 import numpy as np
 import torch
 
-from streaming_sbp.training.mixer import Mixer
+from streaming_sbp.training.mixer import SYNTHETIC, Mixer
 from streaming_sbp.training.packing import Bin, Packer, Piece
 from streaming_sbp.training.sources import Source
 
 IGNORED = -100  # label of a token that is not a target
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What happened while the documents of one batch were taken. Documents are numbered from the run's first.
+
+    ``started_at``: the schedule began before this document. ``availability``: from this document on, whether synthetic
+    documents were there; changes only.
+    """
+
+    started_at: int | None = None
+    availability: tuple[tuple[int, bool], ...] = ()
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; see `of`."""
+        return {"started_at": self.started_at, "availability": [list(change) for change in self.availability]}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Decisions:
+        return cls(state["started_at"], tuple((int(k), bool(there)) for k, there in state["availability"]))
+
+
+class CannotRepeat(RuntimeError):
+    """The decisions ask for a synthetic document that the journal does not hold."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch. Tensors are int64 ``[batch_sequences, sequence_tokens]``.
+    """One global batch, or the part of it that one rank trains. Tensors are int64 ``[rows, sequence_tokens]``.
 
     ``labels`` are not shifted; the first token of a piece is no target, so that no document predicts another.
     ``position_ids`` restart at each piece, which is what masks documents from each other.
@@ -42,6 +69,7 @@ class Batch:
     source_ids: torch.Tensor
     source_names: tuple[str, ...]
     rows: tuple[tuple[Piece, ...], ...]  # what each sequence is made of
+    decisions: Decisions = Decisions()
 
     @property
     def num_padding_tokens(self) -> int:
@@ -59,7 +87,20 @@ class Batch:
         hasher = hashlib.sha256()
         for tensor in (self.input_ids, self.labels, self.position_ids):
             hasher.update(tensor.numpy().tobytes())
-        return hasher.hexdigest()
+        return hasher.hexdigest()[:32]
+
+    def part(self, first: int, last: int) -> Batch:
+        """Rows ``first`` to ``last``, exclusive."""
+        rows = slice(first, last)
+        return Batch(
+            self.input_ids[rows],
+            self.labels[rows],
+            self.position_ids[rows],
+            self.source_ids[rows],
+            self.source_names,
+            self.rows[rows],
+            self.decisions,
+        )
 
 
 class BatchStream:
@@ -76,47 +117,110 @@ class BatchStream:
     ):
         self.sources, self.mixer, self.packer = dict(sources), mixer, packer
         self._batch_sequences, self._sequence_tokens, self._pad_id = batch_sequences, sequence_tokens, pad_id
+        self._num_documents = 0
+        self._available = False  # what was last noted
+        self._noted: list[tuple[int, bool]] = []  # since the last batch
+        self._noted_start: int | None = None
+        self._start_asked = False
 
-    def next(self) -> Batch | None:
+    def start_schedule(self) -> None:
+        """The first snapshot is there: synthetic documents are scheduled from the next document on."""
+        self._start_asked = True
+
+    def next(self, decisions: Decisions | None = None) -> Batch | None:
+        """The next batch; with ``decisions``, the one that was made with them. Raises CannotRepeat."""
+        found = self.next_rows(decisions)
+        if found is None:
+            return None
+        rows, noted = found
+        return collate(rows, self.sources, self._sequence_tokens, self._pad_id, noted)
+
+    def next_rows(self, decisions: Decisions | None = None) -> tuple[list[Bin], Decisions] | None:
+        """What the next batch is made of, without reading a token."""
+        script = dict(decisions.availability) if decisions else None
         while len(self.packer.closed) < self._batch_sequences:
-            if not self._take_document():
+            self._start_if_due(decisions)
+            if not self._take_document(script):
                 return None
         rows = [self.packer.closed.popleft() for _ in range(self._batch_sequences)]
-        return collate(rows, self.sources, self._sequence_tokens, self._pad_id)
+        noted = Decisions(self._noted_start, tuple(self._noted))
+        self._noted, self._noted_start = [], None
+        return rows, noted
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
-            "cursors": {name: source.cursor for name, source in self.sources.items()},
+            "sources": {name: source.state_dict() for name, source in self.sources.items()},
             "mixer": self.mixer.state_dict(),
             "packer": self.packer.state_dict(),
+            "num_documents": self._num_documents,
+            "available": self._available,
+            "noted": [list(change) for change in self._noted],
+            "noted_start": self._noted_start,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError for a state of another version or with other sources."""
-        if state["version"] != STATE_VERSION or set(state["cursors"]) != set(self.sources):
+        if state["version"] != STATE_VERSION or set(state["sources"]) != set(self.sources):
             raise ValueError(
-                f"loader state: got version {state['version']} with sources {sorted(state['cursors'])}, "
+                f"loader state: got version {state['version']} with sources {sorted(state['sources'])}, "
                 f"expected version {STATE_VERSION} with {sorted(self.sources)}"
             )
-        for name, cursor in state["cursors"].items():
-            self.sources[name].cursor = cursor
+        for name, saved in state["sources"].items():
+            self.sources[name].load_state_dict(saved)
         self.mixer.load_state_dict(state["mixer"])
         self.packer.load_state_dict(state["packer"])
+        self._num_documents, self._available = state["num_documents"], state["available"]
+        self._noted, self._noted_start = [(k, there) for k, there in state["noted"]], state["noted_start"]
 
-    def _take_document(self) -> bool:
-        choice = self.mixer.choose({name: source.has_document() for name, source in self.sources.items()})
+    def forget_waiting(self, source: str, cursor: int) -> int:
+        """Go on with another corpus: take ``source`` from ``cursor``, drop what of it waits in bins.
+
+        Returns the number of tokens dropped: they were mixed, and will not be trained.
+        """
+        self.sources[source].cursor = cursor
+        return self.packer.drop(source)
+
+    def _start_if_due(self, decisions: Decisions | None) -> None:
+        due = decisions.started_at == self._num_documents if decisions else self._start_asked
+        if due and self.mixer.started_at is None:
+            self.mixer.start()
+            self._noted_start = self._num_documents
+
+    def _take_document(self, script: Mapping[int, bool] | None) -> bool:
+        available = self._is_available(script)
+        has_document = {name: source.has_document() for name, source in self.sources.items()}
+        choice = self.mixer.choose(has_document | {SYNTHETIC: available})
         if choice is None:
             return False
+        if available != self._available:
+            self._available = available
+            self._noted.append((self._num_documents, available))
         source = self.sources[choice.source]
         num_tokens = source.num_tokens(source.cursor)
         self.packer.add(choice.source, source.cursor, num_tokens)
         self.mixer.add(choice, self.packer.trained_length(num_tokens))
         source.cursor += 1
+        self._num_documents += 1
         return True
 
+    def _is_available(self, script: Mapping[int, bool] | None) -> bool:
+        there = self.sources[SYNTHETIC].has_document()
+        if script is None:
+            return there
+        scripted = script.get(self._num_documents, self._available)
+        if scripted and not there and not self.sources[SYNTHETIC].look_again():
+            raise CannotRepeat(f"document {self._num_documents}: a synthetic one was there, and is not in the journal")
+        return scripted
 
-def collate(rows: list[Bin], sources: Mapping[str, Source], sequence_tokens: int, pad_id: int) -> Batch:
+
+def collate(
+    rows: list[Bin],
+    sources: Mapping[str, Source],
+    sequence_tokens: int,
+    pad_id: int,
+    decisions: Decisions = Decisions(),
+) -> Batch:
     """Read the tokens of packed rows into tensors."""
     names = tuple(sources)
     shape = (len(rows), sequence_tokens)
@@ -143,4 +247,5 @@ def collate(rows: list[Bin], sources: Mapping[str, Source], sequence_tokens: int
         torch.from_numpy(source_ids),
         names,
         tuple(tuple(row.pieces) for row in rows),
+        decisions,
     )

@@ -2,7 +2,7 @@
 
     step-00000400/model/          Hugging Face folder: config, tokenizer, safetensors (fp32)
     step-00000400/optimizer/      optimizer and RNG tensors, torch.distributed.checkpoint over safetensors (no pickle)
-    step-00000400/state.json      cursors, mixer, bins, counters
+    step-00000400/state.json      cursors, mixer, bins, counters, ledger, configuration, versions
     step-00000400/manifest.json   written last: step, tokens, a digest of every file
 
 A save copies the tensors (the only time a step waits), then a thread writes to a hidden folder beside, fsyncs, and
@@ -19,6 +19,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
+from streaming_sbp import config
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.files import fsync_directory, read_json, sha256_of_file, write_json
 
+# A trainer of one rank has no process group, and needs none.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 FORMAT_VERSION = 1
 log = logging.getLogger("sbp")
 
@@ -41,6 +45,7 @@ class CheckpointInfo:
     step: int
     tokens: int  # trained tokens
     digest: str  # over the digests of all files
+    heldout_loss: float | None = None  # the last one measured
 
     @property
     def model_path(self) -> Path:
@@ -62,6 +67,15 @@ def newest_checkpoint(folder: Path) -> CheckpointInfo | None:
     return next((info for path in _newest_first(folder) if (info := _read_info(path))), None)
 
 
+def newest_before(folder: Path, step: int) -> tuple[CheckpointInfo, Any] | None:
+    """The newest whole checkpoint of a step before ``step``, with its state; None when there is none."""
+    for path in _newest_first(folder):
+        info = _read_info(path)
+        if info and info.step < step and not verify_checkpoint(info):
+            return info, read_json(path / "state.json")
+    return None
+
+
 def verify_checkpoint(info: CheckpointInfo) -> str:
     """The reason why the files do not match the manifest, or ""."""
     manifest = read_json(info.path / "manifest.json") or {"files": {"manifest.json": ""}}
@@ -77,15 +91,21 @@ def verify_checkpoint(info: CheckpointInfo) -> str:
 class CheckpointStore:
     """Saves and loads the checkpoints of one run. One save is under way at most."""
 
-    def __init__(self, folder: Path, keep_last: int, tokenizer: Tokenizer):
-        self.folder, self._keep_last, self._tokenizer = folder, keep_last, tokenizer
+    def __init__(self, folder: Path, settings: config.Checkpoint, tokenizer: Tokenizer):
+        self.folder, self._settings, self._tokenizer = folder, settings, tokenizer
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover)
 
     def save(
-        self, step: int, tokens: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self,
+        step: int,
+        tokens: int,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        heldout_loss: float | None = None,
     ) -> None:
         """Copy now, write in the background. Waits for a save that is still under way."""
         started = time.monotonic()
@@ -98,7 +118,7 @@ class CheckpointStore:
         blocked_s = time.monotonic() - started
         self._thread = threading.Thread(
             target=self._write,
-            args=(step, tokens, model, weights, tensors, state, started, blocked_s),
+            args=(step, tokens, model, weights, tensors, state, heldout_loss, started, blocked_s),
             name="checkpoint",
         )
         self._thread.start()
@@ -140,6 +160,15 @@ class CheckpointStore:
             )
         return None
 
+    def load(self, name: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> tuple[CheckpointInfo, Any]:
+        """A certain checkpoint. Raises ValueError when it is not whole."""
+        info = _read_info(self.folder / name)
+        problem = verify_checkpoint(info) if info else "manifest.json is missing or damaged"
+        if info is None or problem:
+            raise ValueError(f"{self.folder / name}: {problem}")
+        _load_tensors(info, model, optimizer)
+        return info, read_json(info.path / "state.json")
+
     def _write(
         self,
         step: int,
@@ -148,6 +177,7 @@ class CheckpointStore:
         weights: dict[str, torch.Tensor],
         tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
+        heldout_loss: float | None,
         started: float,
         blocked_s: float,
     ) -> None:
@@ -160,7 +190,7 @@ class CheckpointStore:
             writer = HuggingFaceStorageWriter(str(temporary / "optimizer"), dict.fromkeys(tensors, 1))
             dcp.save(tensors, storage_writer=writer, no_dist=True)
             write_json(temporary / "state.json", state)
-            _seal(temporary, {"step": step, "tokens": tokens, "created": time.time()})
+            _seal(temporary, {"step": step, "tokens": tokens, "heldout_loss": heldout_loss, "created": time.time()})
             if final.exists():
                 shutil.rmtree(final)  # the same step, saved again after a resume
             os.rename(temporary, final)
@@ -173,10 +203,21 @@ class CheckpointStore:
         self._result = SaveResult(step, tokens, final, blocked_s, time.monotonic() - started, error)
 
     def _prune(self) -> None:
-        for path in _newest_first(self.folder)[self._keep_last :]:
-            # the manifest first: a half-deleted checkpoint must not look complete
-            (path / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+        """Keep the last `keep_last`, every `keep_every`-th by tokens, and the one with the lowest held-out loss."""
+        infos = [info for path in _newest_first(self.folder) if (info := _read_info(path))]
+        kept = {info.step for info in infos[: self._settings.keep_last]}
+        if self._settings.keep_every:
+            stride = self._settings.keep_every * self._settings.every_tokens
+            first_of_each = {info.tokens // stride: info.step for info in infos if info.tokens >= stride}
+            kept |= set(first_of_each.values())
+        judged = [info for info in infos if info.heldout_loss is not None]
+        if judged and self._settings.keep_best:
+            kept.add(min(judged, key=lambda info: (info.heldout_loss, -info.step)).step)
+        for info in infos:
+            if info.step not in kept:
+                # the manifest first: a half-deleted checkpoint must not look complete
+                (info.path / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(info.path, ignore_errors=True)
 
 
 def training_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -231,4 +272,4 @@ def _read_info(path: Path) -> CheckpointInfo | None:
         return None
     if manifest is None or manifest["format_version"] != FORMAT_VERSION:
         return None
-    return CheckpointInfo(path, manifest["step"], manifest["tokens"], manifest["digest"])
+    return CheckpointInfo(path, manifest["step"], manifest["tokens"], manifest["digest"], manifest.get("heldout_loss"))

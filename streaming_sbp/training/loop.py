@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from streaming_sbp import config
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.training.batches import IGNORED, Batch, BatchStream
+from streaming_sbp.training.batches import IGNORED, Batch, BatchStream, Decisions
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.model import token_losses
 from streaming_sbp.training.optim import build_optimizer, learning_rate, set_learning_rate
+from streaming_sbp.training.world import World
 
 
 class NonFiniteLoss(RuntimeError):
@@ -92,7 +93,10 @@ class Trained:
 
 
 class Trainer:
-    """Model, optimizer and batches. ``step`` returns None when there is no batch yet (policy ``wait``)."""
+    """Model, optimizer and batches. ``step`` returns None when there is no batch yet (policy ``wait``).
+
+    With more than one rank, every rank makes the same global batch and trains its rows of it.
+    """
 
     def __init__(
         self,
@@ -102,8 +106,11 @@ class Trainer:
         training: config.Training,
         device: torch.device,
         clock: PhaseClock,
+        world: World | None = None,
     ):
         model.to(device)  # type: ignore[arg-type]
+        self.world = world or World()
+        self._rows = self.world.rows(training.batch_sequences)
         self.model, self.batches, self.trained, self.clock = model, batches, Trained(), clock
         self._journal, self._training, self._device = journal, training, device
         self.optimizer = build_optimizer(self.model, training)
@@ -113,17 +120,33 @@ class Trainer:
     def done(self) -> bool:
         return self.trained.total_tokens >= self._training.total_tokens
 
-    def step(self) -> Step | None:
+    def step(self, decisions: Decisions | None = None) -> Step | None:
+        """One optimizer step; with ``decisions``, the one that was made with them. Raises CannotRepeat."""
         with self.clock("data_wait"):
-            batch = self.batches.next()
+            batch = self.batches.next(decisions)
         if batch is None:
             return None
+        if self.world.leads:
+            self.world.broadcast(batch.decisions.state())
         with self.clock("forward_backward"):
             losses = self._forward_backward(batch)
         with self.clock("optimizer"):
             done = self._optimize(batch, losses)
         self.trained.add(batch, self._journal)
         return done
+
+    def follow(self) -> bool:
+        """A rank that does not lead: train the step that the first rank trains. False when that has ended."""
+        decisions = self.world.broadcast()
+        if decisions is None:
+            return False
+        self.step(Decisions.of(decisions))
+        return True
+
+    def end(self) -> None:
+        """Tell the other ranks that there is no further step."""
+        if self.world.leads:
+            self.world.broadcast(None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"trained": self.trained.state_dict(), "batches": self.batches.state_dict()}
@@ -133,18 +156,20 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
 
     def _forward_backward(self, batch: Batch) -> dict[str, float | None]:
-        """Accumulate the gradient of the mean loss over all targets of the global batch."""
-        sums = {name: torch.zeros((), dtype=torch.float64) for name in batch.source_names}
-        counts = {name: int(_targets_of(batch, i).sum()) for i, name in enumerate(batch.source_names)}
-        size = self._training.micro_batch_sequences or len(batch.rows)
-        for first in range(0, len(batch.rows), size):
-            part = _rows(batch, first, first + size)
+        """Accumulate the gradient of the mean loss over all targets of the global batch, over this rank's rows."""
+        counts = [int(_targets_of(batch, i).sum()) for i in range(len(batch.source_names))]
+        sums = torch.zeros(len(counts), dtype=torch.float64)
+        size = self._training.micro_batch_sequences or len(self._rows)
+        for first in range(self._rows.start, self._rows.stop, size):
+            part = batch.part(first, min(first + size, self._rows.stop))
             losses = token_losses(self.model, part, self._device, self._training.precision)
-            (losses.sum() / sum(counts.values())).backward()
+            (losses.sum() / sum(counts)).backward()
             kept = losses.detach().to("cpu", torch.float64)
-            for i, name in enumerate(batch.source_names):
-                sums[name] += kept[_targets_of(part, i)].sum()
-        return {name: float(sums[name]) / counts[name] if counts[name] else None for name in batch.source_names}
+            for i in range(len(counts)):
+                sums[i] += kept[_targets_of(part, i)].sum()
+        self.world.sum_([sums, *(p.grad for p in self.model.parameters() if p.grad is not None)])
+        means = zip(batch.source_names, sums.tolist(), counts, strict=True)
+        return {name: total / count if count else None for name, total, count in means}
 
     def _optimize(self, batch: Batch, losses: dict[str, float | None]) -> Step:
         rate = learning_rate(self._training, self.trained.total_tokens)
@@ -170,15 +195,3 @@ class Trainer:
 def _targets_of(batch: Batch, source_index: int) -> torch.Tensor:
     """Which of the ``[rows, sequence_tokens - 1]`` losses are targets of this source."""
     return (batch.labels[:, 1:] != IGNORED) & (batch.source_ids[:, 1:] == source_index)
-
-
-def _rows(batch: Batch, first: int, last: int) -> Batch:
-    part = slice(first, last)
-    return Batch(
-        batch.input_ids[part],
-        batch.labels[part],
-        batch.position_ids[part],
-        batch.source_ids[part],
-        batch.source_names,
-        batch.rows[part],
-    )

@@ -13,7 +13,7 @@ from streaming_sbp.telemetry.metrics import Metrics
 from streaming_sbp.training.evaluation import HeldoutLoss
 from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
-from streaming_sbp.training.sources import RealSource
+from streaming_sbp.training.sources import SyntheticSource
 
 SOURCES = (REAL, SYNTHETIC)
 
@@ -22,14 +22,14 @@ def buffered_by_generator(trainer: Trainer, journal: Journal, num_accepted: int)
     """Documents accepted and not yet trained: behind the cursor in the journal, or waiting in the packer's bins."""
     waiting = range(trainer.batches.sources[SYNTHETIC].cursor, num_accepted)
     packed = (p.position for p in trainer.batches.packer.pieces() if p.source == SYNTHETIC and p.last)
-    return Counter(journal.entry(position).generator for position in (*waiting, *packed))
+    return Counter(journal.generator_of(position) for position in (*waiting, *packed))
 
 
 class TrainingReport:
     """Collects steps between two records, and keeps the newest of everything else."""
 
-    def __init__(self, trainer: Trainer, journal: Journal, real: RealSource, settings: config.Config, metrics: Metrics):
-        self._trainer, self._journal, self._real = trainer, journal, real
+    def __init__(self, trainer: Trainer, journal: Journal, settings: config.Config, metrics: Metrics):
+        self._trainer, self._journal = trainer, journal
         self._settings, self._metrics = settings, metrics
         self._seen_snapshots = set(trainer.trained.by_snapshot)
         self._loss_sums: Counter[str] = Counter()
@@ -114,7 +114,7 @@ class TrainingReport:
             "staleness_tokens": self._staleness_tokens,
             "peers": sum(session.alive for session in self._sessions),
             "buffered": self._queue_depth(),
-            "real_epochs": self._real.epochs,
+            "real_epochs": self._trainer.batches.sources[REAL].epochs,
         }
 
     def _note_snapshots(self, step: Step) -> list[str]:
@@ -134,7 +134,9 @@ class TrainingReport:
     def _balance(self, sessions: list[SessionLedger], num_accepted: int) -> None:
         buffered = buffered_by_generator(self._trainer, self._journal, num_accepted)
         self._sessions = sessions
-        self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered)
+        synthetic = self._trainer.batches.sources[SYNTHETIC]
+        assert isinstance(synthetic, SyntheticSource)
+        self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered, synthetic.damaged)
 
     def _queue_depth(self) -> int:
         return len(self._journal) - self._trainer.batches.sources[SYNTHETIC].cursor
@@ -147,7 +149,7 @@ class TrainingReport:
             "trained_tokens": dict(trained.tokens),
             "trained_documents": dict(trained.documents),
             "padding_tokens": trained.padding_tokens,
-            "real_epochs": round(self._real.epochs, 4),
+            "real_epochs": round(self._trainer.batches.sources[REAL].epochs, 4),
             "tokens_per_second": round(self._tokens_per_second, 1),
             "phases": {phase: round(seconds, 3) for phase, seconds in self._trainer.clock.seconds.items()},
             "buffered": self._queue_depth(),
@@ -202,7 +204,7 @@ class TrainingReport:
         self._count("sbp_mix_forgiven_tokens_total", mixer.forgiven_tokens)
         self._count("sbp_mix_starved_documents_total", mixer.starved_documents)
         self._count("sbp_padding_tokens_total", trained.padding_tokens)
-        set_("sbp_real_epochs", self._real.epochs)
+        set_("sbp_real_epochs", self._trainer.batches.sources[REAL].epochs)
         set_("sbp_trained_snapshots", len(trained.by_snapshot))
         set_("sbp_stream_buffered_documents", self._queue_depth())
         for term, value in self._ledger_terms().items():

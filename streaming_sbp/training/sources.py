@@ -5,9 +5,10 @@ A position names a document for good, so a cursor is one integer, and a document
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +20,19 @@ class Source(Protocol):
     cursor: int  # position of the next document
 
     def has_document(self) -> bool: ...
+
+    @property
+    def epochs(self) -> float:
+        """How often its documents have been read; below 1 for documents that are read once."""
+        ...
+
+    def look_again(self) -> bool:
+        """`has_document`, after a look at what another process has added."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def num_tokens(self, position: int) -> int:
         """Length of the training sequence, <bos> and <eos> included."""
@@ -49,6 +63,19 @@ class RealSource:
     def has_document(self) -> bool:
         return True
 
+    def look_again(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor = state["cursor"]
+
+    def next_epoch(self, position: int) -> int:
+        """The first position of the epoch after that of ``position``; ``position`` itself at the start of one."""
+        return -(-position // len(self._split)) * len(self._split)
+
     def document(self, position: int) -> int:
         """Index into the training split."""
         epoch, offset = divmod(position, len(self._split))
@@ -70,9 +97,33 @@ class SyntheticSource:
     def __init__(self, journal: Journal, bos_id: int, eos_id: int):
         self._journal, self._bos_id, self._eos_id = journal, bos_id, eos_id
         self.cursor = 0
+        self.damaged: Counter[str] = Counter()  # documents passed over, by generator
+        self._intact = -1  # a position known to be intact
+
+    @property
+    def epochs(self) -> float:
+        return self.cursor / max(len(self._journal), 1)
 
     def has_document(self) -> bool:
-        return self.cursor < len(self._journal)
+        """Passes over damaged documents, and counts them."""
+        while self.cursor < len(self._journal):
+            if self.cursor == self._intact or self._journal.is_intact(self.cursor):
+                self._intact = self.cursor
+                return True
+            self.damaged[self._journal.generator_of(self.cursor)] += 1
+            self.cursor += 1
+        return False
+
+    def look_again(self) -> bool:
+        """Whether there is a document now, after a look at what another process has appended."""
+        self._journal.look_again()
+        return self.has_document()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor, "damaged": dict(self.damaged)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor, self.damaged, self._intact = state["cursor"], Counter(state["damaged"]), -1
 
     def num_tokens(self, position: int) -> int:
         return self._journal.entry(position).header.num_tokens + 2

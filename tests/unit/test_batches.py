@@ -1,10 +1,12 @@
 import json
+import time
 
 import numpy as np
+import pytest
 import torch
 
 from streaming_sbp import config
-from streaming_sbp.training.batches import IGNORED, BatchStream
+from streaming_sbp.training.batches import IGNORED, BatchStream, CannotRepeat, Decisions
 from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
 from streaming_sbp.training.packing import Packer
 
@@ -20,6 +22,19 @@ class ListSource:
     def has_document(self):
         return self.cursor < self.limit
 
+    def state_dict(self):
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state):
+        self.cursor = state["cursor"]
+
+    def look_again(self):
+        return self.has_document()
+
+    @property
+    def epochs(self):
+        return 0.0
+
     def tokens(self, position):
         rng = np.random.default_rng((self._seed, position))
         return rng.integers(4, 1000, size=rng.integers(3, 150))
@@ -28,11 +43,14 @@ class ListSource:
         return len(self.tokens(position))
 
 
-def stream(synthetic_limit=10**9, share=0.4, policy="real_only"):
+def stream(synthetic_limit=10**9, share=0.4, policy="real_only", start=True):
     mixer = Mixer(config.Mix(synthetic_share=share, starvation_policy=policy))
-    mixer.start()
     sources = {REAL: ListSource(0, 10**9), SYNTHETIC: ListSource(1, synthetic_limit)}
-    return BatchStream(sources, mixer, Packer(config.Packing(num_open_bins=8), SEQUENCE_TOKENS), 4, SEQUENCE_TOKENS, 0)
+    packer = Packer(config.Packing(num_open_bins=8), SEQUENCE_TOKENS)
+    made = BatchStream(sources, mixer, packer, 4, SEQUENCE_TOKENS, 0)
+    if start:
+        made.start_schedule()
+    return made
 
 
 def test_five_resumes_in_a_row_give_the_batches_of_an_uninterrupted_stream():
@@ -106,3 +124,46 @@ def test_trained_share_follows_the_schedule():
         synthetic += batch.num_tokens(SYNTHETIC)
         total += batch.num_tokens(SYNTHETIC) + batch.num_tokens(REAL)
     assert abs(synthetic / total - 0.3) < 0.01
+
+
+def test_given_its_decisions_a_stream_makes_the_same_batches_whatever_is_there_when():
+    """Synthetic documents come in fits and starts; the repeat has all of them from the first moment."""
+    rng = np.random.default_rng(5)
+    live = stream(synthetic_limit=0, start=False)
+    batches = []
+    for number in range(300):
+        if number == 40:
+            live.start_schedule()
+        live.sources[SYNTHETIC].limit += int(rng.integers(0, 4)) if rng.random() < 0.5 else 0
+        batches.append(live.next())
+    assert live.mixer.starved_documents > 10  # it did fall back
+    assert sum(len(batch.decisions.availability) for batch in batches) > 10
+    repeat = stream(start=False)
+    for number, batch in enumerate(batches):
+        again = repeat.next(Decisions.of(json.loads(json.dumps(batch.decisions.state()))))
+        assert again.digest() == batch.digest()
+        assert again.decisions == batch.decisions
+        if number == 150:  # and across a resume
+            state = json.loads(json.dumps(repeat.state_dict()))
+            repeat = stream(start=False)
+            repeat.load_state_dict(state)
+    assert repeat.mixer.state_dict() == live.mixer.state_dict()
+    oblivious = stream(start=False)
+    assert any(oblivious.next().digest() != batch.digest() for batch in batches[:100])
+
+
+def test_decisions_that_need_documents_that_are_gone_are_refused():
+    batch = stream().next()
+    assert batch.num_tokens(SYNTHETIC)
+    with pytest.raises(CannotRepeat):
+        stream(synthetic_limit=0, start=False).next(batch.decisions)
+
+
+def test_state_is_small_and_quick():
+    batches = stream()
+    for _ in range(50):
+        batches.next()
+    started = time.perf_counter()
+    content = json.dumps(batches.state_dict())
+    assert len(content) < 1_000_000
+    assert time.perf_counter() - started < 0.05  # 10 ms and a busy machine; benchmarks/loaders.py measures it

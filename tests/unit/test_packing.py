@@ -1,13 +1,16 @@
+import itertools
 import json
 import random
+import time
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming_sbp import config
-from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.packing import Packer, fullest_subset
 
 
 def pack(lengths, sequence_tokens, num_open_bins=16, long_documents="split"):
@@ -15,6 +18,23 @@ def pack(lengths, sequence_tokens, num_open_bins=16, long_documents="split"):
     for position, length in enumerate(lengths):
         packer.add("real", position, length)
     return packer
+
+
+def padding(packer, sequence_tokens):
+    rows = list(packer.closed)
+    return sum(row.room for row in rows) / (len(rows) * sequence_tokens)
+
+
+def exponential(rng, size):
+    return np.clip(rng.exponential(700, size).astype(int), 8, 10_000)
+
+
+def lognormal(rng, size, sigma=1.0):
+    return np.clip(rng.lognormal(np.log(700) - sigma**2 / 2, sigma, size).astype(int), 8, 20_000)
+
+
+def uniform(rng, size):
+    return rng.integers(1, 1400, size)
 
 
 @given(
@@ -28,7 +48,7 @@ def test_no_token_is_lost_or_repeated_and_only_long_documents_are_cut(lengths, s
     packer.flush()
     covered = defaultdict(list)
     for packed in packer.closed:
-        assert sum(piece.length for piece in packed.pieces) <= sequence_tokens
+        assert 0 < sum(piece.length for piece in packed.pieces) <= sequence_tokens
         for piece in packed.pieces:
             covered[piece.position].append(piece)
     for position, length in enumerate(lengths):
@@ -40,13 +60,113 @@ def test_no_token_is_lost_or_repeated_and_only_long_documents_are_cut(lengths, s
         assert len(pieces) == -(-length // sequence_tokens)  # cut only where it cannot fit
 
 
-def test_padding_at_2048_tokens_and_mean_700_is_at_most_half_a_percent():
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.exponential(700, size=20_000).astype(int), 8, 10_000)
-    packer = pack(lengths, 2048, num_open_bins=64)
-    rows = list(packer.closed)
-    padding = sum(row.room for row in rows) / (len(rows) * 2048)
-    assert padding <= 0.005, padding
+@given(lengths=st.lists(st.integers(1, 30), max_size=9), room=st.integers(0, 60), first=st.integers(0, 2))
+@settings(max_examples=300, deadline=None)
+def test_the_fullest_subset_is_that_of_a_search_through_all(lengths, room, first):
+    allowed = range(first, len(lengths))
+    every = (c for size in range(len(allowed) + 1) for c in itertools.combinations(allowed, size))
+    best = max(total for chosen in every if (total := sum(lengths[i] for i in chosen)) <= room)
+    found = fullest_subset(lengths, room, first)
+    assert sum(lengths[i] for i in found) == best
+    assert found == sorted(set(found))
+    assert set(found) <= set(allowed)
+
+
+@pytest.mark.parametrize("lengths", [exponential, lognormal, uniform])
+def test_padding_at_2048_tokens_and_mean_700_is_at_most_half_a_percent(lengths):
+    packer = Packer(config.Packing(), 2048)
+    for position, length in enumerate(lengths(np.random.default_rng(0), 20_000)):
+        packer.add("real", position, length)
+    assert padding(packer, 2048) <= 0.005
+
+
+@pytest.mark.parametrize("length", [700, 1025, 1100, 2047])
+def test_documents_that_fit_badly_pad_what_they_must_and_are_not_cut(length):
+    packer = pack([length] * 500, 2048)
+    assert padding(packer, 2048) == pytest.approx(1 - 2048 // length * length / 2048)
+
+
+@given(
+    lengths=st.lists(st.one_of(st.integers(1, 300), st.integers(101, 120)), min_size=1, max_size=300),
+    num_open_bins=st.integers(1, 6),
+)
+@settings(max_examples=200, deadline=None)
+def test_two_neighbouring_sequences_hold_more_than_one_could_until_nothing_comes(lengths, num_open_bins):
+    """So padding is below half, for any lengths."""
+    rows = list(pack(lengths, 200, num_open_bins).closed)
+    for one, two in itertools.pairwise(rows):
+        assert 400 - one.room - two.room > 200
+
+
+@given(
+    lengths=st.lists(st.integers(1, 199), min_size=1, max_size=300),
+    num_open_bins=st.integers(1, 6),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_document_waits_for_no_more_sequences_than_documents_were_waiting(lengths, num_open_bins):
+    packer = Packer(config.Packing(num_open_bins=num_open_bins), 200)
+    closed_by = {}
+    for position, length in enumerate(lengths):
+        closed_by[position] = len(packer.closed) + 1 + sum(1 for _ in waiting(packer))
+        packer.add("real", position, length)
+    for number, row in enumerate(packer.closed, start=1):
+        for piece in row.pieces:
+            assert number <= closed_by[piece.position]
+    assert sum(piece.length for piece in waiting(packer)) <= num_open_bins * 200
+
+
+def waiting(packer):
+    in_rows = sum(len(row.pieces) for row in packer.closed)
+    return itertools.islice(packer.pieces(), in_rows, None)
+
+
+def test_documents_become_stale_by_about_the_bins_that_are_open():
+    packer = Packer(config.Packing(num_open_bins=32), 2048)
+    came = []
+    for position, length in enumerate(exponential(np.random.default_rng(1), 20_000)):
+        came.append(len(packer.closed))
+        packer.add("real", position, length)
+    waits = [
+        number - came[piece.position]
+        for number, row in enumerate(packer.closed)
+        for piece in row.pieces
+        if piece.start == 0
+    ]
+    assert np.median(waits) <= 32
+    assert max(waits) <= 3 * 32
+
+
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_a_flush_of_a_few_documents_makes_the_fewest_sequences_or_one_more(lengths):
+    packer = pack(lengths, 100, num_open_bins=40)
+    packer.flush()
+    assert len(packer.closed) <= fewest_sequences(lengths, 100) + 1
+    assert list(waiting(packer)) == []
+
+
+def fewest_sequences(lengths, room):
+    """By trying every partition: (sequences, tokens in the last one) for every set of documents."""
+    best = [(1, 0)] + [(len(lengths) + 1, 0)] * (2 ** len(lengths) - 1)
+    for chosen in range(1, 2 ** len(lengths)):
+        for i, length in enumerate(lengths):
+            if chosen >> i & 1:
+                count, used = best[chosen & ~(1 << i)]
+                best[chosen] = min(
+                    best[chosen], (count, used + length) if used + length <= room else (count + 1, length)
+                )
+    return best[-1][0]
+
+
+def test_the_state_of_many_small_documents_is_small_and_quick():
+    packer = Packer(config.Packing(), 2048)
+    for position in range(20_000):
+        packer.add("synthetic", 10**6 + position, 60 + position % 9)
+    packer.closed.clear()
+    began = time.perf_counter()
+    state = packer.state_dict()
+    assert time.perf_counter() - began <= 0.010
+    assert len(json.dumps(state)) <= 1_000_000 / 4
 
 
 def test_truncate_keeps_the_beginning_and_counts_the_rest():

@@ -232,7 +232,7 @@ class Schedule(RuleBasedStateMachine):
         accepted = Counter(entry.generator for entry in self.disk.journal)
         known = sum(ledger.accepted for ledger in self.trainer.ledgers())
         assert known == len(self.disk.journal)
-        result = balance(self.trainer.ledgers(), {}, accepted)
+        result = balance(self.trainer.ledgers(), {}, accepted, {})
         assert result.terms()["imbalance"] == 0
         for ledger in self.trainer.ledgers():
             assert ledger.in_flight >= 0

@@ -97,7 +97,7 @@ def write_checkpoint(run, step, tokens):
     settings = run.config()
     tokenizer = Dataset.open(settings.data.dataset).tokenizer()
     model = build_model(settings.model, tokenizer, seed=step)
-    store = CheckpointStore(run.checkpoints, 3, tokenizer)
+    store = CheckpointStore(run.checkpoints, run.config().checkpoint, tokenizer)
     store.save(step, tokens, model, build_optimizer(model, settings.training), {})
     store.wait()
     assert not store.poll().error

@@ -12,34 +12,26 @@ from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.telemetry.metrics import PHASES
-from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, newest_checkpoint
 from streaming_sbp.training.evaluation import HeldoutSet
 from streaming_sbp.training.loop import NonFiniteLoss, PhaseClock, Trainer
-from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.mixer import REAL
 from streaming_sbp.training.model import build_model, choose_device, token_losses
 from streaming_sbp.training.optim import learning_rate
-from streaming_sbp.training.packing import Packer
-from streaming_sbp.training.sources import RealSource, SyntheticSource
+from streaming_sbp.training.world import World
 
 CPU = torch.device("cpu")
 
 
 def make_trainer(settings: Config, folder: Path, **training: object) -> Trainer:
+    changed = settings.model_copy(update={"training": settings.training.model_copy(update=training)})
     dataset = Dataset.open(settings.data.dataset)
-    tokenizer = dataset.tokenizer()
-    changed = settings.training.model_copy(update=training)
-    journal = Journal(folder)
-    sources = {
-        REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
-        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id),
-    }
-    packer = Packer(settings.packing, changed.sequence_tokens)
-    batches = BatchStream(
-        sources, Mixer(settings.mix), packer, changed.batch_sequences, changed.sequence_tokens, tokenizer.pad_id
-    )
-    model = build_model(settings.model, tokenizer, settings.run.seed)
-    return Trainer(model, batches, journal, changed, CPU, PhaseClock(PHASES))
+    return build_trainer(changed, dataset, Journal(folder), CPU, PhaseClock(PHASES), World())
+
+
+def make_store(settings: Config, folder: Path, **kept: object) -> CheckpointStore:
+    return CheckpointStore(folder, config.Checkpoint(**kept), Dataset.open(settings.data.dataset).tokenizer())
 
 
 def heldout(settings: Config) -> HeldoutSet:
@@ -104,7 +96,9 @@ def test_resume_is_bit_identical(tiny_config, tmp_path):
     whole = make_trainer(tiny_config, tmp_path / "journal")
     expected = steps(whole, 80)
     assert whole.batches.sources[REAL].epochs > 1
-    store = CheckpointStore(tmp_path, 2, Dataset.open(tiny_config.data.dataset).tokenizer())
+    store = CheckpointStore(
+        tmp_path, config.Checkpoint(keep_last=2), Dataset.open(tiny_config.data.dataset).tokenizer()
+    )
     found: list[tuple[str, float]] = []
     for _ in range(4):
         trainer = make_trainer(tiny_config, tmp_path / "journal")
@@ -123,7 +117,9 @@ def test_resume_is_bit_identical(tiny_config, tmp_path):
 
 def test_loading_walks_back_over_damaged_checkpoints(tiny_config, tmp_path):
     trainer = make_trainer(tiny_config, tmp_path / "journal")
-    store = CheckpointStore(tmp_path, 5, Dataset.open(tiny_config.data.dataset).tokenizer())
+    store = CheckpointStore(
+        tmp_path, config.Checkpoint(keep_last=5), Dataset.open(tiny_config.data.dataset).tokenizer()
+    )
     for _ in range(3):
         trainer.step()
         state = trainer.state_dict()
@@ -135,7 +131,9 @@ def test_loading_walks_back_over_damaged_checkpoints(tiny_config, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     (tmp_path / ".step-00000004.tmp").mkdir()
-    store = CheckpointStore(tmp_path, 5, Dataset.open(tiny_config.data.dataset).tokenizer())
+    store = CheckpointStore(
+        tmp_path, config.Checkpoint(keep_last=5), Dataset.open(tiny_config.data.dataset).tokenizer()
+    )
     assert not (tmp_path / ".step-00000004.tmp").exists()
     assert newest_checkpoint(tmp_path).step == 2
     info, _ = store.load_newest(trainer.model, trainer.optimizer)
@@ -173,7 +171,9 @@ def test_the_checkpoint_is_a_hugging_face_folder(tiny_config, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trainer = make_trainer(tiny_config, tmp_path / "journal")
-    store = CheckpointStore(tmp_path, 1, Dataset.open(tiny_config.data.dataset).tokenizer())
+    store = CheckpointStore(
+        tmp_path, config.Checkpoint(keep_last=1), Dataset.open(tiny_config.data.dataset).tokenizer()
+    )
     store.save(0, 0, trainer.model, trainer.optimizer, {})
     store.wait()
     folder = newest_checkpoint(tmp_path).model_path

@@ -1,0 +1,149 @@
+"""The log of steps, the repetition of steps after a crash, and the trace of a step."""
+
+import json
+
+import numpy as np
+import pytest
+
+from streaming_sbp.config import ConfigError
+from streaming_sbp.training.batches import Decisions
+from streaming_sbp.training.history import PastStep, StepLog, read_steps
+
+
+def write(log: StepLog, count: int, first: int = 1) -> None:
+    for step in range(first, first + count):
+        started = 7 if step == 2 else None
+        log.append(f"digest-{step}", {"real": 1.0 / step, "synthetic": None}, Decisions(started, ((step, True),)))
+
+
+def test_what_is_appended_is_read_back_exactly(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    write(StepLog(path, 0), 5)
+    found = list(read_steps(path))
+    assert [past.step for past in found] == [1, 2, 3, 4, 5]
+    assert found[1] == PastStep(2, "digest-2", {"real": 0.5, "synthetic": None}, Decisions(7, ((2, True),)))
+    assert found[2].loss["real"] == 1.0 / 3
+    assert [past.step for past in read_steps(path, after=3)] == [4, 5]
+
+
+def test_after_a_crash_there_are_steps_to_repeat_then_new_ones(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    write(StepLog(path, 0), 5)
+    before = path.read_bytes()
+    log = StepLog(path, 3)
+    assert log.to_repeat.step == 4
+    log.repeated()
+    assert log.to_repeat.step == 5
+    log.repeated()
+    assert log.to_repeat is None
+    assert path.read_bytes() == before
+    write(log, 2, first=6)
+    assert [past.step for past in read_steps(path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    write(StepLog(path, 0), 5)
+    path.write_bytes(path.read_bytes()[:-10])
+    log = StepLog(path, 3)
+    assert log.to_repeat.step == 4
+    log.repeated()
+    assert log.to_repeat is None
+    write(log, 1, first=5)
+    assert [past.step for past in read_steps(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_past_that_cannot_be_repeated_is_replaced(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    write(StepLog(path, 0), 5)
+    log = StepLog(path, 2)
+    log.repeated()
+    log.forget()
+    assert log.to_repeat is None
+    log.append("another", {}, Decisions())
+    assert [past.digest for past in read_steps(path)] == ["digest-1", "digest-2", "digest-3", "another"]
+
+
+def test_a_log_that_begins_after_the_checkpoint_is_no_history(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(PastStep(9, "digest", {}, Decisions()).line())
+    assert StepLog(path, 3).to_repeat is None
+    assert list(read_steps(tmp_path / "missing.jsonl")) == []
+
+
+def test_damage_ends_the_history_where_it_is(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    write(StepLog(path, 0), 5)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[3:]]))
+    assert [past.step for past in read_steps(path)] == [1, 2]
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert [past.step for past in read_steps(path)] == [1, 2]
+
+
+def test_a_trace_names_the_document_of_every_token(tiny_config, tmp_path):
+    from streaming_sbp.data.dataset import Dataset
+    from streaming_sbp.rundir import RunDir
+    from streaming_sbp.stream.journal import Journal
+    from streaming_sbp.training import trace as tracing
+    from streaming_sbp.training.build import build_batches
+    from tests.unit.test_stream_journal import document
+
+    run = RunDir.open_or_create(tiny_config)
+    dataset, journal = Dataset.open(tiny_config.data.dataset), Journal(run.journal, writable=True)
+    journal.append([document(seq, 40) for seq in range(200)])
+    batches = build_batches(tiny_config, dataset, journal)
+    log, made = StepLog(run.steps, 0), []
+    for step in range(30):
+        if step == 5:
+            batches.start_schedule()
+        batch = batches.next()
+        made.append(batch)
+        log.append(batch.digest(), {"real": 1.0}, batch.decisions)
+    past, pieces = tracing.trace(run, 30)
+    batch, train = made[29], dataset.split("train")
+    assert past.digest == batch.digest()
+    assert {piece.source for piece in pieces} == {"real", "synthetic"}
+    covered = np.zeros(batch.input_ids.shape, bool)
+    for piece in pieces:
+        span = slice(piece.at, piece.at + piece.length)
+        covered[piece.sequence, span] = True
+        tokens = batch.input_ids[piece.sequence, span].numpy()
+        if piece.source == "real":
+            whole = train.tokens(train.ids.index(piece.document["id"]))
+            assert (train.path / piece.document["shard"]).exists()
+        else:
+            whole = document(piece.document["seq"], 40).tokens
+            assert piece.document["generator"] == "generator-0"
+            assert piece.document["snapshot"] == "d" * 32
+        inner = slice(max(piece.start - 1, 0), piece.start + piece.length - 1)
+        from_document = tokens[1:] if piece.start == 0 else tokens
+        assert from_document[: len(whole[inner])].tolist() == whole[inner][: len(from_document)].tolist()
+    assert (covered == (batch.source_ids >= 0).numpy()).all()
+    assert json.dumps(tracing.as_json(past, pieces))
+    with pytest.raises(ConfigError, match="ends at 30"):
+        tracing.trace(run, 31)
+
+
+def test_damaged_documents_are_passed_over_and_counted(tmp_path):
+    from streaming_sbp.stream.journal import Journal
+    from streaming_sbp.training.sources import SyntheticSource
+    from tests.unit.test_stream_journal import document
+
+    writer = Journal(tmp_path, writable=True)
+    for seq in range(4):
+        writer.append([document(seq, 20)])
+    path = tmp_path / "0000000001-000001.tar"
+    path.write_bytes(path.read_bytes()[:100])
+    path = tmp_path / "0000000002-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(document(2, 20).tokens.tobytes())] ^= 1
+    path.write_bytes(data)
+    source = SyntheticSource(Journal(tmp_path), 1, 2)
+    taken = []
+    while source.has_document():
+        taken.append(source.cursor)
+        source.cursor += 1
+    assert taken == [0, 3]
+    assert source.damaged == {"unknown": 1, "generator-0": 1}
+    assert SyntheticSource(Journal(tmp_path), 1, 2).state_dict() == {"cursor": 0, "damaged": {}}
