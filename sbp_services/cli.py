@@ -197,13 +197,16 @@ def generate(
     accept_changes: AcceptOption = False,
     metrics_port: PortOption = 0,
     index: Annotated[int, typer.Option("--index", min=0, help="Distinguishes generators of one run.")] = 0,
+    connect: Annotated[
+        str | None, typer.Option("--connect", help="tcp://HOST:PORT of a trainer elsewhere; see docs/security.md.")
+    ] = None,
 ) -> None:
     """Sample synthetic documents from the newest snapshot and stream them to the trainer."""
 
     def start(run_dir: RunDir) -> int:
         from sbp_services import generator
 
-        return generator.main(run_dir, index, metrics_port)
+        return generator.main(run_dir, index, metrics_port, connect)
 
     _serve(start, config, preset, run, overrides, accept_changes)
 
@@ -263,6 +266,18 @@ def trace(
         typer.echo(json.dumps(tracing.as_json(past, pieces), indent=1))
     else:
         Console().print(tracing.render(past, pieces))
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Folder of keys, for stream.keys.")],
+    generator: Annotated[list[str], typer.Option("--generator", help="Name, as in generator-0; may be repeated.")],
+) -> None:
+    """Make the keys with which generators on other machines may stream to the trainer. Never overwrites one."""
+    from streaming_sbp.stream import keys as stream_keys
+
+    made = stream_keys.make(folder, generator)
+    typer.echo(stream_keys.instructions(folder, generator, made))
 
 
 @app.command()

@@ -47,9 +47,9 @@ class Document:
 class GeneratorService(Service):
     role = "generator"
 
-    def __init__(self, run: RunDir, index: int, metrics_port: int = 0):
+    def __init__(self, run: RunDir, index: int, metrics_port: int = 0, connect: str | None = None):
         super().__init__(run, f"generator-{index}", metrics_port)
-        self._index = index
+        self._index, self._connect = index, connect
 
     def startup(self) -> None:
         self.report("starting", "reading the data set")
@@ -217,6 +217,8 @@ class GeneratorService(Service):
 
     def _endpoint(self) -> str | None:
         """Where the trainer of this run listens now; None while there is none."""
+        if self._connect:
+            return self._connect
         try:
             status = read_json(self.run.roles / "trainer.json") or {}
         except ValueError:
@@ -273,6 +275,6 @@ def quantised_confidence(log_probs: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(-log_probs * 16.0), 0, 255).astype(np.uint8)
 
 
-def main(run: RunDir, index: int, metrics_port: int = 0) -> int:
+def main(run: RunDir, index: int, metrics_port: int = 0, connect: str | None = None) -> int:
     torch.set_num_threads(1)
-    return GeneratorService(run, index, metrics_port).main()
+    return GeneratorService(run, index, metrics_port, connect).main()

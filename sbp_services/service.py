@@ -141,7 +141,10 @@ class Service:
             **_resources(),
             "facts": self._facts,
         }
-        write_json(self.run.roles / f"{self.name}.json", status, durable=False)
+        try:
+            write_json(self.run.roles / f"{self.name}.json", status, durable=False)
+        except OSError as error:  # a full disk: work goes on, unseen until there is room
+            log.warning("the status of %s cannot be written: %s", self.name, error)
 
     def _healthy(self) -> str:
         return "" if self._state != "failed" else self._detail

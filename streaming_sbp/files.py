@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+MAX_WAITING_BYTES = 64 * 2**20
+
 
 def fsync_directory(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -34,6 +36,51 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
 
 def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", durable=durable)
+
+
+class AppendLog:
+    """Appends lines to a file; a reader sees each at once. What a full disk refuses is kept, and written later.
+
+    A line that a crash cut short at the end of the file is dropped when the file is opened.
+    Raises OSError when more waits than memory should hold.
+    """
+
+    def __init__(self, path: str | Path):
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting: list[bytes] = []
+        self.truncate(_end_of_last_line(self._descriptor))
+
+    def append(self, line: bytes) -> None:
+        self._waiting.append(line)
+        data = b"".join(self._waiting)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError:
+            if len(data) > MAX_WAITING_BYTES:
+                raise
+            return
+        if written == len(data):
+            self._waiting.clear()
+        else:
+            self.truncate(size)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+
+def _end_of_last_line(descriptor: int) -> int:
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 2**16)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def read_json(path: str | Path) -> Any | None:

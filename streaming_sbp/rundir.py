@@ -28,7 +28,7 @@ from typing import Any
 
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
-from streaming_sbp.files import read_json, write_atomically, write_json
+from streaming_sbp.files import AppendLog, read_json, write_atomically, write_json
 
 FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs")
 
@@ -103,24 +103,14 @@ class RunDir:
 
 
 class Recorder:
-    """Appends one JSON object a line; every line is flushed, so that a reader sees it at once."""
+    """Appends one JSON object a line; a reader sees it at once, and a full disk delays it."""
 
     def __init__(self, path: Path):
-        _drop_cut_line(path)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        self._log = AppendLog(path)
 
     def __call__(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
-        self._file.flush()
-
-
-def _drop_cut_line(path: Path) -> None:
-    """A crash can cut the last line short; the next line must not continue it."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)
+        record = {"time": round(time.time(), 3), "event": event, **fields}
+        self._log.append(json.dumps(record).encode() + b"\n")
 
 
 def set_aside(path: str | Path) -> Path | None:

@@ -9,6 +9,7 @@ DATASET/manifest.json            written last: counts, settings, digests
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from streaming_sbp.data.shards import INDEX_NAME, Shard
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.files import read_json, sha256_of_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer"
 
@@ -100,9 +101,10 @@ class Split:
     def __init__(self, path: Path, name: str, dtype: np.dtype):
         self.name = name
         self.path, self._dtype = path, dtype
-        table = self._read_index(["shard", "offset", "num_tokens", "num_bytes"])
+        table = self._read_index(["shard", "offset", "num_tokens", "num_bytes", "checksum"])
         self.num_tokens: np.ndarray = table["num_tokens"].to_numpy()
         self.num_bytes: np.ndarray = table["num_bytes"].to_numpy()
+        self._checksums: np.ndarray = table["checksum"].to_numpy()
         self._offsets: np.ndarray = table["offset"].to_numpy()
         shards = pc.dictionary_encode(table["shard"]).combine_chunks()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
@@ -126,10 +128,19 @@ class Split:
         return self._shard_names[int(self._shard_of[i])]
 
     def tokens(self, i: int) -> np.ndarray:
-        """The ids of document ``i``: read-only view of the shard, uint16 or uint32, no special tokens."""
+        """The ids of document ``i``: read-only view of the shard, uint16 or uint32, no special tokens.
+
+        Raises ConfigError when they are not those that were written: a damaged disk must not become a wrong result.
+        """
         start = int(self._offsets[i])
         end = start + int(self.num_tokens[i]) * self._dtype.itemsize
-        return self._mapped(int(self._shard_of[i]))[start:end].view(self._dtype)
+        stored = self._mapped(int(self._shard_of[i]))[start:end]
+        if zlib.crc32(stored.data) != self._checksums[i]:
+            raise ConfigError(
+                f"{self.path / self.shard(i)}: document {self.ids[i]} is damaged; restore the shard, or remove "
+                f"{self.path} and run `sbp ingest` again"
+            )
+        return stored.view(self._dtype)
 
     def _mapped(self, shard: int) -> np.ndarray:
         if shard not in self._maps:

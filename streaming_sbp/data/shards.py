@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ INDEX_SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("num_tokens", pa.int64()),
         ("num_bytes", pa.int64()),
+        ("checksum", pa.uint32()),
         ("origin", pa.string()),
     ]
 )
@@ -45,6 +47,7 @@ class IndexRow:
     offset: int  # bytes from the start of the shard to the first token
     num_tokens: int
     num_bytes: int  # of the text in UTF-8
+    checksum: int  # crc32 of the token ids, as they are stored
     origin: str
 
 
@@ -94,7 +97,8 @@ class ShardWriter:
         tar.tarstream.members = []  # tarfile keeps a header of every member, which grows without bound
         # WebDataset writes the parts of a sample in the order of their names, so the tokens end the tar so far.
         offset = tar.tarstream.offset - _padded(len(npy)) + len(npy) - tokens.nbytes
-        row = IndexRow(id, self._split, self._name, offset, len(tokens), num_bytes, origin)
+        checksum = zlib.crc32(tokens.tobytes())
+        row = IndexRow(id, self._split, self._name, offset, len(tokens), num_bytes, checksum, origin)
         self._num_documents += 1
         if tar.tarstream.offset >= self._shard_bytes:
             self._finish()

@@ -84,6 +84,20 @@ def command(folder: str | Path, generators: Iterable[str]) -> str:
     return f"sbp keys {folder} " + " ".join(f"--generator {name}" for name in generators)
 
 
+def instructions(folder: str | Path, generators: Sequence[str], made: Sequence[str]) -> str:
+    """What is new, and what to copy where."""
+    names = list(dict.fromkeys(generators))
+    lines = [f"{name}: {'made' if name in made else 'exists, left as it is'}" for name in (TRAINER, *names)]
+    lines += [
+        "",
+        f"On the trainer's machine: stream.keys = {str(folder)!r}; it needs {TRAINER}.key_secret and {GENERATORS}/.",
+        "On a generator's machine: a folder, as stream.keys there, with these two files and no other secret:",
+        *(f"  {name}: {_public_path(Path(folder), TRAINER)} {_secret_path(Path(folder), name)}" for name in names),
+        f"To take a generator out, remove {Path(folder) / GENERATORS}/NAME.key and restart the trainer.",
+    ]
+    return "\n".join(lines)
+
+
 # --- using them ---
 
 

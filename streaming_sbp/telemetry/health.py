@@ -10,6 +10,8 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from streaming_sbp.config import ConfigError
+
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
@@ -42,7 +44,13 @@ class HealthServer:
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
             return [(problem or "ok").encode() + b"\n"]
 
-        self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+        try:
+            self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+        except OSError as error:
+            raise ConfigError(
+                f"telemetry.host = {host!r}, metrics port {port}: cannot listen: {error}; choose another "
+                "--metrics-port, or 0 for a free one"
+            ) from None
         self.port: int = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
 

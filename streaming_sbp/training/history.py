@@ -9,12 +9,12 @@ A line: ``{"step", "digest" of the batch, "loss" by source, "started_at", "avail
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from streaming_sbp.files import AppendLog
 from streaming_sbp.training.batches import Decisions
 
 
@@ -61,7 +61,7 @@ class StepLog:
     def __init__(self, path: Path, after: int):
         self._path, self._next = path, after + 1
         self._past = read_steps(path, after)
-        self._file: BinaryIO | None = None
+        self._log: AppendLog | None = None
         self._look_ahead()
 
     @property
@@ -80,23 +80,22 @@ class StepLog:
         self._look_ahead()
 
     def append(self, digest: str, loss: Mapping[str, float | None], decisions: Decisions) -> None:
-        assert self._file is not None, "there are steps to repeat"
-        self._file.write(PastStep(self._next, digest, dict(loss), decisions).line())
-        self._file.flush()
+        assert self._log is not None, "there are steps to repeat"
+        self._log.append(PastStep(self._next, digest, dict(loss), decisions).line())
         self._next += 1
 
     def sync(self) -> None:
         """Make it durable: before the checkpoint that follows from it is."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+        if self._log is not None:
+            self._log.sync()
 
     def _look_ahead(self) -> None:
         self._ahead = next(self._past, None)
         if self._ahead is not None and self._ahead.step != self._next:
             self._ahead = None  # the log begins later than the checkpoint
-        if self._ahead is None and self._file is None:
-            self._file = open(self._path, "ab")  # noqa: SIM115 - lives as long as the run
-            self._file.truncate(_end_of(self._path, self._next))
+        if self._ahead is None and self._log is None:
+            self._log = AppendLog(self._path)
+            self._log.truncate(_end_of(self._path, self._next))
 
 
 def _end_of(path: Path, step: int) -> int:

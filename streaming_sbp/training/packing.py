@@ -3,9 +3,8 @@
 ``num_open_bins`` sequences' worth of documents wait. When there are more, the oldest gets a sequence, and of the
 others those are chosen whose lengths sum up to the most that fits (a subset sum, exactly solved; older documents are
 preferred). So a document waits for at most as many sequences as documents were waiting when it came; one that fills a
-sequence alone does not wait. Waiting documents are references (`Piece`), never tokens: the state is small, and the tokens are
-read again on resume.
-
+sequence alone does not wait. Waiting documents are references (`Piece`), never tokens: the state is small, and the
+tokens are read again on resume.
 This is the minimum bin slack heuristic: Gupta and Ho, A new heuristic algorithm for the one-dimensional bin-packing
 problem, Production Planning and Control 10 (1999). Best fit over open bins was here before: it pads 0.3 to 4 % where
 this pads 0.0 to 0.7 %, and its latest documents waited for thousands of sequences (`benchmarks/packing.py`).

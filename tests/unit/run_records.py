@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -88,17 +87,9 @@ class RecordWriter:
 
     def __post_init__(self) -> None:
         self._record = self.run.record(self.role)
-        self._path = self.run.records / f"{self.role}.jsonl"
 
     def __call__(self, at: float, event: str, **fields: Any) -> None:
-        self._record(event, **fields)
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        last = json.loads(lines[-1]) | {"time": round(at, 3)}
-        with open(self._path, "r+b") as file:
-            file.truncate(sum(map(len, lines[:-1])))
-        self._record._file.seek(0, os.SEEK_END)
-        self._record._file.write(json.dumps(last) + "\n")
-        self._record._file.flush()
+        self._record(event, time=round(at, 3), **fields)
 
 
 @dataclass

@@ -421,8 +421,8 @@ def test_a_flipped_bit_is_found_by_verify(small):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format_version": 99}', "format 99, expected 1"),
-        ('{"format_version": 1}', "missing required field"),
+        ('{"format_version": 99}', "format 99, expected 2"),
+        ('{"format_version": 2}', "missing required field"),
         ("{", "not valid JSON"),
         ("[]", "format None"),
     ],
@@ -493,3 +493,17 @@ def test_batches_are_bounded_by_documents_and_bytes(tmp_path, monkeypatch):
         assert [origin for batch in batches for origin in batch.origins][-1] == "origin 1004"
         assert max(sum(map(len, batch.texts)) for batch in batches) <= 3 * 100_000
         assert max(len(batch.ids) for batch in batches) <= 512
+
+
+def test_a_flipped_bit_in_a_shard_is_an_error_that_names_the_document(small):
+    split = Dataset.open(small).split("train")
+    whole = [split.tokens(i).copy() for i in range(len(split))]
+    path = small / split.shard(3)
+    data = bytearray(path.read_bytes())
+    where = data.index(whole[3].tobytes())
+    data[where] ^= 4
+    path.write_bytes(data)
+    damaged = Dataset.open(small).split("train")
+    with pytest.raises(ConfigError, match=f"document {damaged.ids[3]} is damaged"):
+        damaged.tokens(3)
+    assert all(np.array_equal(damaged.tokens(i), whole[i]) for i in range(len(whole)) if i != 3)

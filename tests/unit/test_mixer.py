@@ -79,15 +79,18 @@ class LargestDeficitFirst(Mixer):
         return max(self.deficit_tokens, key=lambda name: self.deficit_tokens[name])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "ramp", "steps"])
 @pytest.mark.parametrize("num_sources", [3, 5])
-def test_the_bound_holds_where_the_largest_deficit_first_breaks_it(num_sources):
+def test_the_bound_holds_where_the_largest_deficit_first_breaks_it(num_sources, schedule):
     def worst(kind):
         rng = random.Random(0)
         found = 0.0
         for _ in range(100):
             weights = [rng.expovariate(1) for _ in range(num_sources)]
             shares = [weight / sum(weights) for weight in weights]
-            mixer = kind(config.Mix(synthetic_share=shares[1]), {f"extra{i}": s for i, s in enumerate(shares[2:])})
+            steps = tuple(config.ShareStep(tokens=t, share=rng.random() * shares[1]) for t in (0, 20, 40, 60))
+            mix = config.Mix(schedule=schedule, synthetic_share=shares[1], ramp_tokens=60, steps=steps)
+            mixer = kind(mix, {f"extra{i}": share for i, share in enumerate(shares[2:])})
             mixer.start()
             has_document = dict.fromkeys(mixer.mixed_tokens, True)
             for _ in range(100):
@@ -97,6 +100,18 @@ def test_the_bound_holds_where_the_largest_deficit_first_breaks_it(num_sources):
 
     assert worst(LargestDeficitFirst) > 1.1
     assert worst(Mixer) <= 1.0 + ROUNDING_TOKENS
+
+
+def test_catching_up_takes_from_real_text_only():
+    mixer = Mixer(config.Mix(synthetic_share=0.3, catch_up_share=1.0, forgive_tokens=10**9), {"pairs": 0.5})
+    mixer.start()
+    for _ in range(1000):
+        mixer.add(mixer.choose({REAL: True, SYNTHETIC: False, "pairs": True}), 100)
+    before = dict(mixer.mixed_tokens)
+    for _ in range(400):
+        mixer.add(mixer.choose({REAL: True, SYNTHETIC: True, "pairs": True}), 100)
+    taken = {name: mixer.mixed_tokens[name] - tokens for name, tokens in before.items()}
+    assert taken == pytest.approx({REAL: 0, SYNTHETIC: 20_000, "pairs": 20_000}, abs=200)
 
 
 @given(
@@ -238,8 +253,12 @@ def test_wait_takes_nothing_when_synthetic_is_late():
 def test_a_source_that_may_not_run_out_is_named(gone):
     mixer = Mixer(config.Mix(), {"pairs": 0.3})
     with pytest.raises(ValueError, match=f"the {gone} source"):
-        for _ in range(10):
-            mixer.add(mixer.choose({REAL: True, SYNTHETIC: True, "pairs": True} | {gone: False}), 100)
+        mix_without(mixer, gone)
+
+
+def mix_without(mixer, gone):
+    for _ in range(10):
+        mixer.add(mixer.choose({REAL: True, SYNTHETIC: True, "pairs": True} | {gone: False}), 100)
 
 
 @pytest.mark.parametrize("extra_shares", [{"pairs": 0.8}, {"pairs": -0.1}, {REAL: 0.1}])

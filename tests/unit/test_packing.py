@@ -145,6 +145,17 @@ def test_a_flush_of_a_few_documents_makes_the_fewest_sequences_or_one_more(lengt
     assert list(waiting(packer)) == []
 
 
+def test_a_flush_of_a_few_documents_is_close_to_the_fewest_sequences_on_average():
+    rng = random.Random(0)
+    made = fewest = 0
+    for _ in range(100):
+        lengths = [rng.randint(5, 60) for _ in range(9)]
+        packer = pack(lengths, 100, num_open_bins=40)
+        packer.flush()
+        made, fewest = made + len(packer.closed), fewest + fewest_sequences(lengths, 100)
+    assert made <= 1.01 * fewest
+
+
 def fewest_sequences(lengths, room):
     """By trying every partition: (sequences, tokens in the last one) for every set of documents."""
     best = [(1, 0)] + [(len(lengths) + 1, 0)] * (2 ** len(lengths) - 1)
