@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -55,15 +56,14 @@ class AppendLog:
         data = b"".join(self._waiting)
         size = os.fstat(self._descriptor).st_size
         try:
-            written = os.write(self._descriptor, data)
+            if os.write(self._descriptor, data) == len(data):
+                self._waiting.clear()
+                return
+            raise OSError(errno.ENOSPC, "No space left on device: a part was written")
         except OSError:
+            self.truncate(size)
             if len(data) > MAX_WAITING_BYTES:
                 raise
-            return
-        if written == len(data):
-            self._waiting.clear()
-        else:
-            self.truncate(size)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
