@@ -37,6 +37,7 @@ MIX_TOKENS = 1_000_000  # the mix error and the speed are of these
 SAVED_AT = {"epoch_1": 400_000, "epoch_2": 1_900_000}  # tokens
 FOLLOWING = 200  # batches that must be equal after a resume
 WARM_BATCHES = 5
+SPEEDS = ("samples_per_s", "tokens_per_s", "tokens_per_cpu_s")
 Document = tuple[int, np.ndarray]  # 0 real or 1 synthetic, tokens
 
 
@@ -180,9 +181,8 @@ class Torchdata:
     packs = False
 
     def __init__(self, folder: Path, seed: int):
-        import torch
+        from torch.utils.data import DistributedSampler
         from torchdata import nodes
-        from torchdata.stateful_dataloader.sampler import RandomSampler
 
         from streaming_sbp.data.dataset import Split
 
@@ -196,10 +196,10 @@ class Torchdata:
             def __getitem__(self, i: int) -> dict[str, Any]:
                 return {"source": self._number, "tokens": self._split.tokens(i)}
 
-        corpora = {name: Corpus(i, name) for i, name in enumerate(MEANS)}
+        # torchdata's own RandomSampler goes on with another order when it is resumed in epoch 2; this one has epochs.
         each = {
-            name: nodes.MapStyleWrapper(corpus, RandomSampler(corpus, generator=torch.Generator().manual_seed(seed)))
-            for name, corpus in corpora.items()
+            name: nodes.MapStyleWrapper(corpus, DistributedSampler(corpus, num_replicas=1, rank=0, seed=seed))
+            for name, corpus in ((name, Corpus(i, name)) for i, name in enumerate(MEANS))
         }
         mixed = nodes.MultiNodeWeightedSampler(
             each, dict(zip(MEANS, map(float, weights()), strict=True)), stop_criteria="CYCLE_FOREVER", seed=seed
@@ -250,21 +250,31 @@ class Mosaic:
             batch_size=BATCH_DOCUMENTS,
             num_canonical_nodes=1,
         )
-        self._loader = StreamingDataLoader(mixed, batch_size=BATCH_DOCUMENTS, num_workers=0, collate_fn=list)
+        self._loader = StreamingDataLoader(mixed, batch_size=BATCH_DOCUMENTS, num_workers=0, collate_fn=self._columns)
         self.state, self.load = self._loader.state_dict, self._loader.load_state_dict
 
     def __iter__(self) -> Iterator[list[Document]]:
-        return endless(self._loader)
+        for samples in endless_batches(self._loader):
+            yield list(zip(samples["source"], samples["tokens"], strict=True))
+
+    @staticmethod
+    def _columns(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        """The loader counts samples by the length of the first column."""
+        return {key: [sample[key] for sample in samples] for key in ("source", "tokens")}
 
 
 LOADERS = {"ours": Ours, "webdataset": Webdataset, "torchdata": Torchdata, "litdata": Litdata, "mosaic": Mosaic}
 PACKAGES = {"webdataset": "webdataset", "torchdata": "torchdata", "litdata": "litdata", "mosaic": "mosaicml-streaming"}
 
 
-def endless(loader: Any) -> Iterator[list[Document]]:
+def endless_batches(loader: Any) -> Iterator[Any]:
     while True:
-        for batch in loader:
-            yield [(int(sample["source"]), np.asarray(sample["tokens"])) for sample in batch]
+        yield from loader
+
+
+def endless(loader: Any) -> Iterator[list[Document]]:
+    for batch in endless_batches(loader):
+        yield [(int(sample["source"]), np.asarray(sample["tokens"])) for sample in batch]
 
 
 # --- what is measured, in a process of its own ---
@@ -333,35 +343,36 @@ def digest(batch: Any) -> str:
 
 def measure(loader: Any, folder: Path, saving: bool) -> dict[str, Any]:
     """Speed and mix over `MIX_TOKENS`; then, when ``saving``, states and what follows them."""
-    tally, joiner, spent_s = Tally(), Joiner(), 0.0
+    tally, joiner, spent_s, cpu_s = Tally(), Joiner(), 0.0, 0.0
     timed_documents = timed_tokens = 0
     results: dict[str, Any] = {}
     state_ms: dict[str, float] = {}
     following: dict[str, list[str]] = {}
     batches = iter(loader)
     for number in range(10**9):
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         batch = next(batches)
         if not loader.packs:
             joiner.add(batch)
-        took = time.perf_counter() - began
+        took = time.perf_counter() - began[0], time.process_time() - began[1]
         before = tally.num_documents, sum(tally.tokens)
         for digests in following.values():
             if len(digests) < FOLLOWING:
                 digests.append(digest(batch))
         tally.add(batch)
         if number >= WARM_BATCHES and not results:
-            spent_s += took
+            spent_s, cpu_s = spent_s + took[0], cpu_s + took[1]
             timed_documents += tally.num_documents - before[0]
             timed_tokens += sum(tally.tokens) - before[1]
         if not results and sum(tally.tokens) >= MIX_TOKENS:
             results = tally.results(loader.packs)
             results |= {"samples_per_s": timed_documents / spent_s, "tokens_per_s": timed_tokens / spent_s}
+            results["tokens_per_cpu_s"] = timed_tokens / cpu_s
         for name, tokens in SAVED_AT.items() if saving else ():
             if name not in following and sum(tally.tokens) >= tokens:
-                began = time.perf_counter()
+                asked = time.perf_counter()
                 state = loader.state()
-                state_ms[name] = round(1000 * (time.perf_counter() - began), 2)
+                state_ms[name] = round(1000 * (time.perf_counter() - asked), 2)
                 (folder / f"{name}.state").write_bytes(pickle.dumps(state))
                 following[name] = []
         done = all(len(following.get(name, ())) == FOLLOWING for name in SAVED_AT) if saving else True
@@ -417,9 +428,10 @@ def start(python: str, folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def versions(python: str) -> dict[str, str]:
-    code = "import importlib.metadata as m, sys\nfor p in sys.argv[1:]:\n try: print(p, m.version(p))\n except Exception: 0"
-    done = subprocess.run([python, "-c", code, *PACKAGES.values(), "torch", "numpy"], capture_output=True, text=True)
-    return dict(line.split() for line in done.stdout.splitlines())
+    code = "from importlib.metadata import distributions as d; [print(x.name, x.version) for x in d()]"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    wanted = {*PACKAGES.values(), "torch", "numpy"}
+    return dict(line.split() for line in done.stdout.splitlines() if line.split()[0] in wanted)
 
 
 def compare(pythons: dict[str, str], folder: Path, rounds: int) -> dict[str, Any]:
@@ -436,9 +448,8 @@ def compare(pythons: dict[str, str], folder: Path, rounds: int) -> dict[str, Any
             table[name] = {"error": rows[name][0]["error"]}
             continue
         table[name] = {
-            "samples_per_s": round(float(np.median([row["samples_per_s"] for row in good]))),
-            "tokens_per_s": round(float(np.median([row["tokens_per_s"] for row in good]))),
-            "mix_error_points_largest": max((abs(row["mix_error_points"]) for row in good)),
+            **{key: round(float(np.median([row[key] for row in good]))) for key in SPEEDS},
+            "mix_error_points_largest": max(abs(row["mix_error_points"]) for row in good),
             "padding_percent": good[0]["padding_percent"],
             "documents_cut_percent": good[0]["documents_cut_percent"],
             "resume": {when: resumed(name, python, folder, rows[name][0], when) for when in SAVED_AT},

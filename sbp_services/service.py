@@ -6,6 +6,7 @@ flag; the loop looks at it. The first SIGTERM or SIGINT stops after the current 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
@@ -99,6 +100,17 @@ class Service:
         """Run to the end; returns the exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            lock = lock_role(self.run, self.name)
+        except ConfigError as error:
+            log.error("%s", error)
+            return 2
+        try:
+            return self._run()
+        finally:
+            os.close(lock)
+
+    def _run(self) -> int:
         self._write_status()
         try:
             self.startup()
@@ -151,6 +163,22 @@ class Service:
 
     def _ready(self) -> str:
         return "" if self._state in ("running", "waiting") else f"{self._state}: {self._detail}"
+
+
+def lock_role(run: RunDir, name: str) -> int:
+    """Hold RUN/roles/.NAME.lock until the descriptor is closed, or the process ends. Raises ConfigError that names the process that holds it."""
+    path = run.roles / f".{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+        raise ConfigError(
+            f"{run.path}: another {name} (process {holder}) works on this run; stop it first, or choose another run.dir"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
 
 
 def _resources() -> dict[str, float]:

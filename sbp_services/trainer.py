@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ from sbp_services.follower import FollowerService
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement
@@ -47,7 +45,6 @@ class TrainerService(Service):
 
     def startup(self) -> None:
         self.report("starting", "reading the data set and building the model")
-        self._lock = lock_run(self.run.path)
         self.clock = PhaseClock(PHASES)
         self.dataset = Dataset.open(self.config.data.dataset)
         self.device = choose_device(self.config.training.device)
@@ -197,7 +194,7 @@ class TrainerService(Service):
         self._waiting_since = self._waiting_since or now
         limit = self.config.mix.wait_timeout_s
         if now - self._waiting_since > limit:
-            raise TimeoutError(
+            raise ConfigError(
                 f'no synthetic document for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; '
                 'start generators, or set the policy to "real_only"'
             )
@@ -236,6 +233,8 @@ class TrainerService(Service):
     def _evaluate(self) -> None:
         with self.clock("evaluate"):
             heldout = self.heldout.evaluate(self.trainer.model, self.device, self.config.training.precision)
+        if heldout is None:
+            return
         self._training_report.evaluated(heldout)
         self._heldout_loss = heldout.loss
         trained = self.trainer.trained
@@ -292,20 +291,6 @@ class TrainerService(Service):
             self.newest_snapshot = current
             self.trainer.batches.start_schedule()
             self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
-
-
-def lock_run(path: Path) -> int:
-    """Hold RUN/trainer.lock until the process ends. Raises ConfigError that names the trainer that holds it."""
-    descriptor = os.open(path / "trainer.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        status = read_json(path / "roles" / "trainer.json") or {}
-        raise ConfigError(
-            f"{path}: another trainer (process {status.get('pid', 'unknown')}) works on this run; "
-            "stop it first, or choose another run.dir"
-        ) from None
-    return descriptor
 
 
 def point_to(link: Path, target: Path) -> None:

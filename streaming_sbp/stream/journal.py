@@ -29,7 +29,7 @@ from streaming_sbp.stream.shards import CONFIDENCE_DTYPE, END_OF_TAR, AcceptedDo
 
 UNKNOWN = "unknown"
 DROPPED_NAME = "dropped.jsonl"
-SHARD_DOCUMENTS = 4096  # a shard of this many is never joined again
+SHARD_DOCUMENTS = 1024  # a shard of this many is never joined again
 JOIN_AT = 64  # small shards
 OPEN_SHARDS = 64  # whose entries and memory maps are kept
 log = logging.getLogger("sbp")
@@ -42,6 +42,13 @@ class Drop(NamedTuple):
     session: str
     seq: int
     reason: str  # telemetry.metrics.DROP_REASONS
+
+
+class Written(NamedTuple):
+    """A group that is on disk."""
+
+    name: ShardName
+    num_bytes: int
 
 
 class _Shard:
@@ -138,15 +145,27 @@ class Journal:
 
     def append(self, documents: Sequence[AcceptedDocument]) -> None:
         """Write a group; when this returns, it is durable. Raises OSError, and then nothing was appended."""
-        if not documents:
-            return
-        name = ShardName(len(self), len(documents))
-        content, _ = shards.encode(name.first, documents, time.time())
-        self._write(name, [content])
-        with self._lock:
-            self._names.append(name)
-            self.num_bytes += len(content)
+        self.publish(self.write(documents))
         self._join()
+
+    def write(self, documents: Sequence[AcceptedDocument]) -> Written | None:
+        """Make the next group durable. It belongs to the journal, for readers of this object, when it is published.
+
+        Only one group may be written and not yet published. Raises OSError, and then nothing was written.
+        """
+        self._join()
+        if not documents:
+            return None
+        name = ShardName(len(self), len(documents))
+        content = shards.encode(name.first, documents, time.time())
+        self._write(name, [content])
+        return Written(name, len(content))
+
+    def publish(self, written: Written | None) -> None:
+        if written is not None:
+            with self._lock:
+                self._names.append(written.name)
+                self.num_bytes += written.num_bytes
 
     def append_drops(self, drops: Iterable[Drop]) -> None:
         """Note refused documents, durably."""
@@ -164,7 +183,7 @@ class Journal:
         while small > 0 and self._names[small - 1].size < SHARD_DOCUMENTS:
             small -= 1
         names = self._names[small:]
-        if len(names) < JOIN_AT:
+        if len(names) < 2 or (len(names) < JOIN_AT and sum(name.size for name in names) < SHARD_DOCUMENTS):
             return
         joined = ShardName(names[0].first, sum(name.size for name in names))
         contents = [(self._folder / str(name)).read_bytes() for name in names]

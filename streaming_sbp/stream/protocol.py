@@ -24,14 +24,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from streaming_sbp import config
 from streaming_sbp.data.shards import token_dtype
 from streaming_sbp.stream import messages
-from streaming_sbp.stream.journal import Drop
+from streaming_sbp.stream.journal import UNKNOWN, Drop
 from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import (
     MAX_FRAMES,
@@ -55,10 +55,12 @@ from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
 
 ROLE = "generator"
 LOST = "lost_with_generator"
+DAMAGED = "damaged"
 MAX_UNSETTLED = 2**16  # documents that one generator can have on their way, whatever it claims
 MAX_SESSIONS = 2**16  # generator processes that one run remembers
 MAX_JUNK = 1000  # malformed messages and dropped documents of one session; then it is refused
 Frames = list[bytes]
+T = TypeVar("T")
 Key = tuple[str, str]  # generator, session
 
 
@@ -320,9 +322,17 @@ class ReceiverProtocol:
         ]
 
     def restore(
-        self, state: Iterable[Mapping[str, Any]], entries: Iterable[JournalEntry], drops: Iterable[Drop]
+        self,
+        state: Iterable[Mapping[str, Any]],
+        entries: Iterable[JournalEntry],
+        drops: Iterable[Drop],
+        journal_length: int,
     ) -> None:
-        """Take up the sessions of a checkpoint, then what journal and drop log have had since."""
+        """Take up the sessions of a checkpoint, then what journal and drop log have had since.
+
+        Of documents whose record in the journal is destroyed nobody knows who wrote them: a session "unknown" has
+        them, so that the ledger balances. (If their generator is alive, it knows of them too, and they count twice.)
+        """
         for saved in state:
             session = self._session((saved["generator"], saved["session"]))
             session.settled = Settled(saved["settled_below"], saved["settled_also"])
@@ -338,6 +348,10 @@ class ReceiverProtocol:
             if drop.seq not in session.settled:
                 session.dropped[drop.reason] += 1
                 self._settle(session, drop.seq)
+        if missing := journal_length - sum(session.accepted for session in self._sessions.values()):
+            session = self._session((UNKNOWN, UNKNOWN))
+            session.accepted = session.sent = session.accepted + missing
+            session.settled = Settled(session.accepted)
         self._untold.clear()
 
     # --- events ---
@@ -355,21 +369,22 @@ class ReceiverProtocol:
                 continue
             self._on_message(peer, message, now)
 
-    def committed(self) -> None:
-        """``pending`` and ``drops`` are on disk: acknowledge them."""
-        for document in self.pending:
+    def committed(self, num_documents: int | None = None, num_drops: int | None = None) -> None:
+        """The first so many of ``pending`` and ``drops`` are on disk (all by default): acknowledge them."""
+        documents, self.pending = self.pending[:num_documents], _after(self.pending, num_documents)
+        drops, self.drops = self.drops[:num_drops], _after(self.drops, num_drops)
+        for document in documents:
             session = self._sessions[document.generator, document.session]
             session.pending.discard(document.seq)
             session.accepted += 1
             self.counts["received"] += 1
             self.counts["received_bytes"] += document.tokens.nbytes + document.confidence.nbytes
             self._settle(session, document.seq)
-        for drop in self.drops:
+        for drop in drops:
             session = self._sessions[drop.generator, drop.session]
             session.pending.discard(drop.seq)
             session.dropped[drop.reason] += 1
             self._settle(session, drop.seq)
-        self.pending, self.drops = [], []
 
     def announce(self, announcement: Announcement) -> None:
         self.announcement = announcement
@@ -424,7 +439,7 @@ class ReceiverProtocol:
 
     def _settle(self, session: Session, seq: int) -> None:
         session.settled.add(seq)
-        session.hear_of(session.settled.end)
+        session.hear_of(seq + 1)
         self._untold[session.generator, session.session] = session
 
     def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
@@ -443,6 +458,10 @@ class ReceiverProtocol:
         session.peer, session.heard_at = peer, now
         session.limit = max(session.limit, hello.next_seq)
         session.hear_of(hello.next_seq)
+        for seq in range(session.settled.below, hello.first_unsettled):
+            if seq not in session.settled and seq not in session.pending:
+                session.dropped[DAMAGED] += 1  # acknowledged once, and in the journal no more
+                session.settled.add(seq)
         self._sessions[key] = self._peers[peer] = self._untold[key] = session
 
     def _refusal(self, peer: bytes, hello: Hello) -> tuple[str, str] | None:
@@ -456,7 +475,7 @@ class ReceiverProtocol:
             if got != wanted:
                 return reason, f"got {got!r}, expected {wanted!r}"
         settled = self._sessions.get((hello.generator, hello.session), Session("", "")).settled
-        if not hello.first_unsettled <= hello.next_seq <= max(hello.first_unsettled, settled.below) + MAX_UNSETTLED:
+        if not hello.first_unsettled <= hello.next_seq <= settled.below + MAX_UNSETTLED:
             return "malformed", f"documents {hello.first_unsettled} to {hello.next_seq}"
         if peer not in self._peers and len(self._peers) >= self._settings.max_peers:
             return "too_many_peers", f"stream.max_peers = {self._settings.max_peers} are connected"
@@ -513,7 +532,7 @@ class ReceiverProtocol:
         if not math.isfinite(numbers):
             return "malformed"
         tokens = np.frombuffer(message.tokens, self._dtype)
-        if int(tokens.max()) >= self._vocab_size:
+        if int(np.maximum.reduce(tokens)) >= self._vocab_size:
             return "out_of_vocabulary"
         return header, tokens, np.frombuffer(message.confidence, np.uint8)
 
@@ -582,6 +601,10 @@ class ReceiverProtocol:
 
     def _say(self, peer: bytes, message: FromTrainer) -> None:
         self._outgoing.append((peer, messages.encode(message)))
+
+
+def _after(items: list[T], count: int | None) -> list[T]:
+    return [] if count is None else items[count:]
 
 
 def _level(heights: Sequence[int], amount: int) -> int:

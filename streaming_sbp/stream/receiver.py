@@ -1,4 +1,4 @@
-"""The trainer's end of the stream: a thread that owns the socket, feeds the protocol, and writes the journal.
+"""The trainer's end of the stream: a thread that owns the socket and feeds the protocol, one that writes the journal.
 
 Everything is decided in `protocol.py`; here are the socket, the group commit and the metrics.
 """
@@ -9,20 +9,24 @@ import errno
 import logging
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.stream import keys
-from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.journal import Drop, Journal, Written
 from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import Announcement, max_frame_bytes
 from streaming_sbp.stream.protocol import ReceiverProtocol
+from streaming_sbp.stream.shards import AcceptedDocument
 from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics
 
 POLL_MS = 50  # longest wait for a message: commands of the trainer are seen within it
+WRITING_POLL_MS = 1  # while a group is being written: it is acknowledged as soon as it is on disk
 DRAIN_FRAMES = 2048  # read at once, before the journal and the peers have their turn
+MAX_GROUP_DOCUMENTS = 1024  # when more have arrived than `journal.group_documents`; more would wait long for the disk
 QUEUED_MESSAGES = 64  # of each peer, each way; what it sends beyond waits with it
 HANDSHAKE_TIMEOUT_S = 10.0
 RETRY_JOURNAL_AFTER_S = 1.0
@@ -47,10 +51,14 @@ class Receiver:
     ):
         self._settings, self._journal, self._metrics = settings, journal, metrics
         self._protocol = ReceiverProtocol(settings.stream, run_id, tokenizer_digest, vocab_size)
-        self._protocol.restore(saved_sessions or [], journal.entries(), journal.drops())
+        self._protocol.restore(saved_sessions or [], journal.entries(), journal.drops(), len(journal))
         self._lock = threading.Lock()  # of the protocol, and of its agreement with the journal's length
         self._consumed = 0
         self._oldest_pending: float | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._write: Future[Written | None] | None = None
+        self._group = (0, 0)  # documents and drops that are being written
+        self._writer_cpu_s = 0.0
         self._retry_journal_at = 0.0
         self._exported: dict[str, float] = {}
         self._stopping = threading.Event()
@@ -102,7 +110,7 @@ class Receiver:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._turn(POLL_MS)
+                self._turn(WRITING_POLL_MS if self._write else POLL_MS)
             self._say_goodbye()
         except Exception as error:
             log.exception("the receiver failed")
@@ -111,6 +119,7 @@ class Receiver:
             self._close()
 
     def _close(self) -> None:
+        self._writer.shutdown(wait=False)
         self._monitor.close()
         self._socket.close(linger=500)
         if self._authenticator:
@@ -134,7 +143,13 @@ class Receiver:
 
     def _say_goodbye(self) -> None:
         self._turn(0)
-        self._commit()
+        while self._write or self._protocol.pending or self._protocol.drops:
+            if self._write is None:
+                self._begin_write()
+            if self._write is None:
+                break  # the disk refuses: the generators keep them
+            wait([self._write])
+            self._finish_write(self._write)
         with self._lock:
             self._protocol.tick(time.monotonic())
             self._protocol.close()
@@ -168,34 +183,49 @@ class Receiver:
     # --- the journal ---
 
     def _commit_if_due(self, now: float) -> None:
+        if self._write and self._write.done():
+            self._finish_write(self._write)
         waiting = len(self._protocol.pending) + len(self._protocol.drops)
-        if not waiting:
+        if self._write or not waiting:
             self._oldest_pending = None
             return
         self._oldest_pending = self._oldest_pending or now
         journal = self._settings.journal
         if waiting >= journal.group_documents or now - self._oldest_pending >= journal.group_latency_s:
-            self._commit()
+            self._begin_write()
 
-    def _commit(self) -> None:
-        """Write the group, then acknowledge it; when the disk refuses, keep it, and grant nothing until it is written.
+    def _begin_write(self) -> None:
+        """Give what has arrived to the writing thread, while more arrives."""
+        if time.monotonic() >= self._retry_journal_at:
+            documents, drops = self._protocol.pending[:MAX_GROUP_DOCUMENTS], list(self._protocol.drops)
+            self._group = (len(documents), len(drops))
+            self._write = self._writer.submit(self._write_group, documents, drops)
+
+    def _write_group(self, documents: list[AcceptedDocument], drops: list[Drop]) -> Written | None:
+        """In the writing thread. Raises OSError, and then no document was written."""
+        started, cpu = time.monotonic(), time.thread_time()
+        try:
+            self._journal.append_drops(drops)
+            return self._journal.write(documents)
+        finally:
+            self._metrics.observe("sbp_journal_write_seconds", time.monotonic() - started)
+            self._writer_cpu_s += time.thread_time() - cpu
+
+    def _finish_write(self, write: Future[Written | None]) -> None:
+        """Acknowledge the group; when the disk refused it, keep it, and grant nothing until it is written.
 
         The lock keeps the journal's length and the protocol's counts in step.
         """
-        if time.monotonic() < self._retry_journal_at:
+        self._write = None
+        try:
+            written = write.result()
+        except OSError as error:
+            self._cannot_write(error)
             return
-        started = time.monotonic()
         with self._lock:
-            try:
-                self._journal.append_drops(self._protocol.drops)
-                self._journal.append(self._protocol.pending)
-            except OSError as error:
-                self._cannot_write(error)
-                return
-            self._protocol.committed()
+            self._journal.publish(written)
+            self._protocol.committed(*self._group)
             self._protocol.paused = False
-        self._oldest_pending = None
-        self._metrics.observe("sbp_journal_write_seconds", time.monotonic() - started)
 
     def _cannot_write(self, error: OSError) -> None:
         if not self._protocol.paused:
@@ -216,7 +246,7 @@ class Receiver:
         self._count("sbp_stream_duplicates_total", counts["duplicates"])
         self._count("sbp_stream_dead_peers_total", counts["dead_peers"])
         self._count("sbp_stream_malformed_total", counts["malformed"])
-        self._count("sbp_receiver_cpu_seconds_total", time.thread_time())
+        self._count("sbp_receiver_cpu_seconds_total", time.thread_time() + self._writer_cpu_s)
         for reason in REFUSAL_REASONS:
             self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
         self._metrics.set("sbp_stream_peers", self._protocol.num_peers)

@@ -3,7 +3,7 @@
 A sample is ``{key: position, "json": provenance, "tokens.npy": token ids, "confidence.npy": one byte a token}``.
 The name says which positions it holds: ``0000000128-000064.tar`` holds 64 documents from position 128 on.
 
-The tar is written by hand: `tarfile` takes 22 microseconds for the header of a member, this takes 4, and a document has
+The tar is written by hand: `tarfile` takes 22 microseconds for the header of a member, this takes 1, and a document has
 three. Every member begins at a multiple of 512 bytes, so shards are joined by joining their bytes.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,12 +22,12 @@ from streaming_sbp.stream.messages import DocumentHeader
 
 BLOCK_BYTES = 512
 END_OF_TAR = bytes(2 * BLOCK_BYTES)
+POSITION_DIGITS = 10
 MEMBERS = ("json", "tokens.npy", "confidence.npy")
 CONFIDENCE_DTYPE = np.dtype("u1")
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedDocument:
+class AcceptedDocument(NamedTuple):
     """A synthetic document on its way into the journal; ``tokens`` and ``confidence`` have one element a token."""
 
     generator: str
@@ -48,6 +47,9 @@ class JournalEntry(msgspec.Struct, frozen=True):
     header: DocumentHeader
     received: float  # Unix time
     checksum: int  # crc32 of token ids, then confidence
+
+
+_json = msgspec.json.Encoder()
 
 
 class Located(NamedTuple):
@@ -72,27 +74,21 @@ class ShardName(NamedTuple):
         return cls(int(first), int(rest))
 
 
-def encode(first: int, documents: Sequence[AcceptedDocument], received: float) -> tuple[bytes, list[Located]]:
-    """A complete tar of ``documents``, the first at position ``first``, and where each one is in it."""
-    parts: list[bytes] = []
-    located = []
-    at = 0
+def encode(first: int, documents: Sequence[AcceptedDocument], received: float) -> bytes:
+    """A complete tar of ``documents``, the first at position ``first``."""
+    parts: list[bytes | memoryview] = []
     for position, document in enumerate(documents, start=first):
-        tokens, confidence = document.tokens.tobytes(), document.confidence.tobytes()
+        tokens, confidence = document.tokens.data, document.confidence.data
         checksum = zlib.crc32(confidence, zlib.crc32(tokens))
-        entry = JournalEntry(document.generator, document.session, document.seq, document.header, received, checksum)
-        about = msgspec.json.encode(entry)
-        tokens_npy = _npy_head(document.tokens.dtype.str, len(document.tokens))
-        confidence_npy = _npy_head(CONFIDENCE_DTYPE.str, len(document.confidence))
-        contents = (about, tokens_npy + tokens, confidence_npy + confidence)
-        starts = []
-        for name, content in zip(MEMBERS, contents, strict=True):
-            member = _tar_header(f"{position:010d}.{name}", len(content)) + content + bytes(-len(content) % BLOCK_BYTES)
-            parts.append(member)
-            starts.append(at + BLOCK_BYTES)
-            at += len(member)
-        located.append(Located(entry, starts[1] + len(tokens_npy), len(tokens), starts[2] + len(confidence_npy)))
-    return b"".join(parts) + END_OF_TAR, located
+        about = _json.encode(
+            JournalEntry(document.generator, document.session, document.seq, document.header, received, checksum)
+        )
+        name = b"%010d" % position
+        parts += _member(name, "json", b"", about)
+        parts += _member(name, "tokens.npy", _npy_head(document.tokens.dtype.str, len(tokens)), tokens)
+        parts += _member(name, "confidence.npy", _npy_head(CONFIDENCE_DTYPE.str, len(confidence)), confidence)
+    parts.append(END_OF_TAR)
+    return b"".join(parts)
 
 
 def scan(data: memoryview) -> Iterator[Located]:
@@ -136,13 +132,22 @@ def _members(data: memoryview) -> Iterator[tuple[str, int, int]]:
 _AFTER_NAME = b"0000644\0" + b"0000000\0" * 2
 _AFTER_SIZE = b"00000000000\0"
 _AFTER_CHECKSUM = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK_BYTES - 156, b"\0")
-_CONSTANT_SUM = sum(_AFTER_NAME) + sum(_AFTER_SIZE) + 8 * ord(" ") + sum(_AFTER_CHECKSUM)
+_CONSTANT_SUM = 8 * ord(" ") + sum(_AFTER_CHECKSUM)
 
 
-def _tar_header(name: str, size: int) -> bytes:
-    raw_name, raw_size = name.encode("ascii"), b"%011o\0" % size
-    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(raw_name) + sum(raw_size))
-    return raw_name.ljust(100, b"\0") + _AFTER_NAME + raw_size + _AFTER_SIZE + checksum + _AFTER_CHECKSUM
+def _member(name: bytes, extension: str, head: bytes, body: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """A member of a tar: its header, its content (``head`` and ``body``), and what fills the last block."""
+    before, after, constant, padding = _member_frame(extension, len(head) + memoryview(body).nbytes)
+    return name, before, b"%06o\0 " % (constant + sum(name)), after, head, body, padding
+
+
+@lru_cache(maxsize=8192)
+def _member_frame(extension: str, size: int) -> tuple[bytes, bytes, int, bytes]:
+    """The parts of a member that depend on neither its position nor its content: between the position and the
+    checksum, after the checksum, the checksum without the position, and the padding."""
+    end_of_name = f".{extension}".encode("ascii").ljust(100 - POSITION_DIGITS, b"\0")
+    before = end_of_name + _AFTER_NAME + b"%011o\0" % size + _AFTER_SIZE
+    return before, _AFTER_CHECKSUM, _CONSTANT_SUM + sum(before), bytes(-size % BLOCK_BYTES)
 
 
 def _checksum_of(block: bytes) -> bytes:

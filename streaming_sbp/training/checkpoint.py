@@ -30,6 +30,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from transformers import PreTrainedModel
 
 from streaming_sbp import config
+from streaming_sbp.config import ConfigError
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.files import fsync_directory, read_json, sha256_of_file, write_json
 
@@ -142,7 +143,7 @@ class CheckpointStore:
         """Load the newest checkpoint that is whole into model, optimizer and RNG; returns it with its state.
 
         Walks back over damaged ones, and says so in the log. None when there is no checkpoint at all.
-        Raises ValueError when there are some and none is whole: starting over would silently lose a run.
+        Raises ConfigError when there are some and none is whole: starting over would silently lose a run.
         """
         problems = []
         for path in _newest_first(self.folder):
@@ -154,7 +155,7 @@ class CheckpointStore:
             log.warning("checkpoint %s passed over: %s", path.name, problem)
             problems.append(f"{path.name}: {problem}")
         if problems:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.folder}: no checkpoint is whole ({'; '.join(problems)}); "
                 "restore one, or start over with --fresh (the run is moved aside, not deleted)"
             )

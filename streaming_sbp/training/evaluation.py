@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from streaming_sbp.training.model import token_losses
 from streaming_sbp.training.packing import Packer
 from streaming_sbp.training.sources import RealSource
 
+log = logging.getLogger("sbp")
+
 
 @dataclass(frozen=True)
 class HeldoutLoss:
@@ -24,13 +27,20 @@ class HeldoutLoss:
 
 
 class HeldoutSet:
-    """The first held-out documents, in a fixed order, that fill ``evaluation.heldout_sequences`` sequences."""
+    """The first held-out documents, in a fixed order, that fill ``evaluation.heldout_sequences`` sequences.
+
+    A tiny corpus may have none: then there is nothing to evaluate.
+    """
 
     def __init__(self, split: Split, bos_id: int, eos_id: int, pad_id: int, settings: config.Config):
+        self.num_bytes = 0
+        self._batches: list[Batch] = []
+        if not len(split):
+            log.warning("the held-out split is empty: no held-out loss; raise data.heldout_share, or add text")
+            return
         source = RealSource(split, bos_id, eos_id, seed=0)
         sequence_tokens = settings.training.sequence_tokens
         packer = Packer(config.Packing(num_open_bins=settings.evaluation.heldout_sequences), sequence_tokens)
-        self.num_bytes = 0
         room = settings.evaluation.heldout_sequences * sequence_tokens
         for position in range(len(split)):
             room -= source.num_tokens(position)
@@ -41,12 +51,14 @@ class HeldoutSet:
         packer.flush()
         rows = list(packer.closed)
         size = settings.training.micro_batch_sequences or settings.training.batch_sequences
-        self._batches: list[Batch] = [
+        self._batches = [
             collate(rows[i : i + size], {REAL: source}, sequence_tokens, pad_id) for i in range(0, len(rows), size)
         ]
 
     @torch.no_grad()
-    def evaluate(self, model: PreTrainedModel, device: torch.device, precision: str) -> HeldoutLoss:
+    def evaluate(self, model: PreTrainedModel, device: torch.device, precision: str) -> HeldoutLoss | None:
+        if not self._batches:
+            return None
         was_training = model.training
         model.eval()
         total, targets = 0.0, 0

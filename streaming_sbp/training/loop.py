@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streaming_sbp import config
+from streaming_sbp.config import ConfigError
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.training.batches import IGNORED, Batch, BatchStream, Decisions
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
@@ -22,8 +23,8 @@ from streaming_sbp.training.optim import build_optimizer, learning_rate, set_lea
 from streaming_sbp.training.world import World
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss of a batch is NaN or infinite; the message names its documents."""
+class NonFiniteLoss(ConfigError):
+    """The loss of a batch is NaN or infinite; the message names its documents. To try again would not help."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,17 @@ def end(process: subprocess.Popen[bytes], number: int) -> None:
     process.wait(120)
 
 
+def kill_all(folder: Path) -> None:
+    """End every process of the runs in ``folder`` that is still there."""
+    for path in folder.glob("*/run.json"):
+        for found in RunDir(path.parent).read_roles().values():
+            try:
+                if str(folder) in Path(f"/proc/{found['pid']}/cmdline").read_text():
+                    os.kill(found["pid"], signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+
+
 def train_until(run: RunDir, step: int, ranks: int = 1, number: int = signal.SIGTERM) -> None:
     """Train until this step is logged, then send the signal."""
     process = train(run, ranks)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from streaming_sbp import config
 from streaming_sbp.rundir import RunDir
+from tests.checks.runs import kill_all
 from tests.conftest import tiny_overrides
 
 pytestmark = pytest.mark.processes
@@ -87,17 +87,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Iterator[Path]:
     """A folder for one run, on the session's corpus."""
     (tmp_path / "corpus.jsonl").symlink_to(tiny_folder / "corpus.jsonl")
     yield tmp_path
-    if (tmp_path / "run").exists():
-        for found in RunDir(tmp_path / "run").read_roles().values():
-            _kill_if_ours(found["pid"], tmp_path)
-
-
-def _kill_if_ours(pid: int, folder: Path) -> None:
-    try:
-        if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
-        pass
+    kill_all(tmp_path)
 
 
 def test_kills_interrupt_and_resume_lose_nothing(folder: Path) -> None:
@@ -182,16 +172,6 @@ def check_results(run: RunDir) -> None:
         shown = subprocess.run([sys.executable, "-m", "sbp_services", *command], capture_output=True, timeout=60)
         assert shown.returncode == 0, shown.stderr.decode()
         assert shown.stdout.strip()
-
-
-def test_a_second_trainer_on_a_run_is_refused_and_names_the_first(folder: Path) -> None:
-    from sbp_services.trainer import lock_run
-    from streaming_sbp.config import ConfigError
-
-    run = RunDir.open_or_create(config.load(overrides=tiny_overrides(folder)))
-    lock_run(run.path)
-    with pytest.raises(ConfigError, match="another trainer"):
-        lock_run(run.path)
 
 
 def test_bad_settings_end_with_status_2_and_say_why(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""No bytes whatever make either end raise, grow, or lose count. `benchmarks/fuzz_stream.py` does it over real sockets."""
+"""No bytes make either end raise, grow, or lose count. `benchmarks/fuzz_stream.py` does it over real sockets."""
 
 from __future__ import annotations
 
@@ -116,10 +116,9 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = sorted(
-    {name for kind in (Hello, Document, Alive, Leaving, Progress, Refused) for name in kind.__struct_fields__}
-)
-TAGS = [kind.__name__ for kind in (Hello, Document, Alive, Leaving, Progress, Refused, Unknown, Closing)]
+KINDS = (Hello, Document, Alive, Leaving, Progress, Refused, Unknown, Closing)
+FIELDS = sorted({name for kind in KINDS for name in kind.__struct_fields__})
+TAGS = [kind.__name__ for kind in KINDS]
 STRUCTURED = st.builds(
     lambda tag, fields: msgspec.msgpack.encode({"type": tag, **fields}),
     st.sampled_from(TAGS) | ANYTHING,
@@ -127,7 +126,7 @@ STRUCTURED = st.builds(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=200) | STRUCTURED, max_size=4))
 def test_any_bytes_and_any_msgpack(frames):
     trainer, generator = connected(receiver(STREAM))
@@ -140,10 +139,10 @@ def test_any_bytes_and_any_msgpack(frames):
     check(trainer)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ANYTHING)
 def test_any_header_settles_its_document_and_harms_no_other(content):
-    trainer, generator = connected(receiver(STREAM))
+    trainer, _ = connected(receiver(STREAM))
     raw = msgspec.Raw(msgspec.msgpack.encode(content))
     trainer.receive(b"p", messages.encode(Document(0, raw, b"\1\0\2\0\3\0", b"\0\0\0")), 0.0)
     trainer.receive(b"p", messages.encode_document(1, header(), np.array([1, 2, 3], "<u2"), np.zeros(3, "u1")), 0.0)
@@ -190,7 +189,7 @@ def test_a_little_too_long_is_answered_and_far_too_long_is_never_sent():
     assert trainer.ledgers()[0].dropped == {"oversized": 1}
     with pytest.raises(ValueError, match=r"max_document_tokens = 4096"):
         generator.send(header(10 * limit), np.ones(10 * limit), np.zeros(10 * limit, "u1"), 0.0)
-    assert generator.credit == 11
+    assert generator.credit == 12  # and it goes on
 
 
 def test_every_document_within_the_limit_fits_a_frame():

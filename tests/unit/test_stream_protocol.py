@@ -197,7 +197,7 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def crash_trainer(self) -> None:
         self.trainer = receiver()
-        self.trainer.restore(self.disk.checkpoint, self.disk.journal, self.disk.drops)
+        self.trainer.restore(self.disk.checkpoint, self.disk.journal, self.disk.drops, len(self.disk.journal))
 
     @rule()
     def checkpoint(self) -> None:
@@ -485,6 +485,30 @@ def test_unacknowledged_documents_are_sent_again_after_a_while():
     assert generator.num_resent == 1
     exchange(trainer, generator, 5.0)
     assert trainer.ledgers()[0].accepted == 1
+
+
+def test_documents_whose_record_is_destroyed_are_dropped_and_the_ledger_balances():
+    before, generator = connected()
+    for _ in range(8):
+        send(generator)
+    for frames in generator.outgoing():
+        before.receive(b"p", frames, 0.0)
+    journal = [entry_of(document) for document in before.pending]
+    exchange(before, generator, 0.0)
+    assert generator.unacknowledged == 0
+    after = receiver()
+    after.restore([], journal[:5], [], journal_length=8)  # the last shard is cut off
+    assert balance(after.ledgers(), {}, {"generator-0": 5, "unknown": 3}, {}).terms()["imbalance"] == 0
+    generator.connect(1.0)
+    exchange(after, generator, 1.0)
+    send(generator, 1.0)
+    exchange(after, generator, 1.0)
+    ledger = balance(after.ledgers(), {"generator-0": 6}, {}, {"unknown": 3})
+    assert [account["imbalance"] for account in ledger.by_generator().values()] == [0, 0]
+    assert ledger.terms()["in_flight"] == 0
+    assert ledger.dropped_by_reason() == {"damaged": 6}  # known to both, and counted twice
+    session = next(s for s in after.state_dict() if s["generator"] == "generator-0")
+    assert (session["settled_below"], session["settled_also"]) == (9, [])
 
 
 @pytest.mark.parametrize("seed", range(20))

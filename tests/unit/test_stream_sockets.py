@@ -154,7 +154,7 @@ def test_a_full_disk_stops_credit_and_loses_nothing(trainer, monkeypatch):
     def full(documents: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.journal, "append", full)
+    monkeypatch.setattr(trainer.journal, "write", full)
     while sender.credit:
         send(sender)
     poll_until(lambda: trainer.metrics.value("sbp_journal_errors_total") > 0, sender)
@@ -183,7 +183,7 @@ def test_what_a_leaving_generator_did_not_get_acknowledged_is_lost_and_counted(t
     poll_until(lambda: sender.credit > 0, sender)
     send(sender)
     poll_until(lambda: sender.unacknowledged == 0, sender)
-    monkeypatch.setattr(trainer.journal, "append", lambda documents: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(trainer.journal, "write", lambda documents: (_ for _ in ()).throw(OSError(28, "full")))
     send(sender)
     sender.close(0.3)
     poll_until(lambda: LOST in trainer.receiver.sessions()[0][0].dropped)

@@ -4,6 +4,7 @@ import urllib.request
 
 import pytest
 
+from streaming_sbp.config import ConfigError
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
 
@@ -68,7 +69,7 @@ def test_two_servers_have_ports_of_their_own_and_one_can_be_chosen(server, metri
     again = HealthServer(metrics.registry, lambda: "", lambda: "", "127.0.0.1", other.port)
     assert again.port == other.port
     again.close()
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(ConfigError, match="in use; choose another --metrics-port"):
         HealthServer(metrics.registry, lambda: "", lambda: "", "127.0.0.1", server.port)
 
 

@@ -1,0 +1,245 @@
+"""What goes wrong in weeks, with real processes: stopped ones, full disks, damaged files, clocks that jump."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streaming_sbp.data.documents import document_id, split_of
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.status import collect, is_alive
+from tests.checks import runs
+from tests.checks.chaos import trained_synthetic
+
+pytestmark = pytest.mark.processes
+
+CLOCK = """
+import os, time
+_real = time.time
+def _jumped():
+    try:
+        return _real() + float(open(os.environ["SBP_TEST_CLOCK"]).read() or 0)
+    except OSError:
+        return _real()
+time.time = _jumped
+"""
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder for runs, on the session's corpus and data set; processes that a failed test left are ended."""
+    for part in ("corpus.jsonl", "data"):
+        (tmp_path / part).symlink_to(tiny_folder / part)
+    yield tmp_path
+    runs.kill_all(tmp_path)
+
+
+@pytest.fixture
+def small_journal(folder: Path) -> Iterator[RunDir]:
+    """A run whose journal lies on a file system of half a MiB: about 140 documents."""
+    run = runs.make_run(folder, "run")
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(run.journal)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs privileges")
+    yield run
+    subprocess.run(["umount", "--lazy", str(run.journal)], check=True)
+
+
+def metric(run: RunDir, role: str, name: str) -> float:
+    port = run.read_roles()[role]["metrics_port"]
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+def goes_on(run: RunDir, process: subprocess.Popen[bytes], what: str, tokens: int = 2000) -> None:
+    before = trained_synthetic(run)
+    runs.wait_for(f"synthetic documents are trained {what}", lambda: trained_synthetic(run) > before + tokens, process)
+
+
+def pause(run: RunDir, role: str, seconds: float) -> None:
+    pid = run.read_roles()[role]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def restarted(run: RunDir, role: str, before: int) -> Callable[[], Any]:
+    def happened() -> bool:
+        found = run.read_roles().get(role, {})
+        return found.get("pid") != before and found.get("state") in ("running", "waiting") and is_alive(found)
+
+    return happened
+
+
+def test_a_run_lives_through_full_disks_stopped_processes_damage_and_jumping_clocks(
+    small_journal: RunDir, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clock = small_journal, folder / "clock"
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(CLOCK)
+    monkeypatch.setitem(runs.ENVIRONMENT, "PYTHONPATH", f"{folder / 'site'}{os.pathsep}{os.getcwd()}")
+    monkeypatch.setitem(runs.ENVIRONMENT, "SBP_TEST_CLOCK", str(clock))
+    process = runs.spawn(folder / "run.log", "-m", "sbp_services", "run", *runs.settings(folder, "run"))
+    runs.wait_for("synthetic documents are trained", lambda: trained_synthetic(run) > 500, process)
+
+    # the disk of the journal is full: real text is trained on, the generator waits, and when there is room all goes on
+    runs.wait_for("the journal is full", lambda: metric(run, "trainer", "sbp_journal_errors_total") > 0, process)
+    steps = runs.num_steps(run)
+    runs.wait_for("real text is trained on", lambda: runs.num_steps(run) > steps + 100, process)
+    assert collect(run)["ledger"]["imbalance"] == 0
+    subprocess.run(["mount", "-o", "remount,size=64m", str(run.journal)], check=True)
+    goes_on(run, process, "after the disk was full")
+
+    # a generator is stopped for longer than stream.dead_after_s, then the trainer
+    dead = metric(run, "trainer", "sbp_stream_dead_peers_total")
+    pause(run, "generator-0", 7.0)
+    goes_on(run, process, "after the generator was stopped")
+    assert metric(run, "trainer", "sbp_stream_dead_peers_total") > dead
+    pause(run, "trainer", 7.0)
+    goes_on(run, process, "after the trainer was stopped")
+
+    # the clock jumps a day ahead, then two days back: nobody is taken for dead
+    dead = metric(run, "trainer", "sbp_stream_dead_peers_total")
+    for seconds in ("86400", "-86400"):
+        clock.write_text(seconds)
+        goes_on(run, process, f"after the clock jumped by {seconds} s")
+    clock.write_text("0")
+    assert metric(run, "trainer", "sbp_stream_dead_peers_total") == dead
+
+    # the newest snapshot is damaged when a generator starts: it is not served, the next one is
+    tuner = run.read_roles()["tuner"]["pid"]
+    os.kill(tuner, signal.SIGSTOP)  # so that it stays the newest
+    current = json.loads((run.snapshots / "current.json").read_text())
+    flip_a_bit(next((run.snapshots / current["digest"]).glob("*.safetensors")))
+    generator = run.read_roles()["generator-0"]["pid"]
+    os.kill(generator, signal.SIGKILL)
+
+    def snapshot_events() -> list[str]:
+        return [r["event"] for r in run.read_records("generator-0") if r["event"] in ("swap", "swap_failed")]
+
+    runs.wait_for("the damaged snapshot is refused", lambda: "swap_failed" in snapshot_events(), process)
+    os.kill(tuner, signal.SIGCONT)
+    runs.wait_for("the next snapshot is served", lambda: snapshot_events()[-1] == "swap", process)
+    goes_on(run, process, "after a snapshot was damaged")
+
+    # while the trainer is dead, the newest shard of the journal is cut off and the newest checkpoint loses a bit
+    trainer = run.read_roles()["trainer"]["pid"]
+    os.kill(trainer, signal.SIGKILL)
+    newest = max(run.journal.glob("*.tar"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    flip_a_bit(max(run.checkpoints.glob("step-*")) / "model" / "model.safetensors")
+    runs.wait_for("the trainer is back", restarted(run, "trainer", trainer), process)
+    goes_on(run, process, "after damage to journal and checkpoint")
+
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0, (folder / "run.log").read_text()[-2000:]
+    ledger = collect(run)["ledger"]
+    assert ledger["imbalance"] == 0
+    assert ledger["in_flight"] == 0
+    assert ledger["dropped_by_reason"].get("damaged", 0) > 0
+    exits = [r["exit_code"] for r in run.read_records("supervisor") if r["event"] == "role_died"]
+    assert set(exits) == {-signal.SIGKILL}  # nobody died of all this but those that were killed
+
+
+def sbp(*arguments: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sbp_services", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=runs.ENVIRONMENT,
+    )
+
+
+def last_words(run: RunDir) -> str:
+    return run.read_roles()["trainer"]["detail"]
+
+
+def test_a_second_trainer_is_refused_and_names_the_first(folder: Path) -> None:
+    run = runs.make_run(folder, "run")
+    process = runs.train(run)
+    runs.wait_for("the first trains", lambda: runs.num_steps(run) > 3, process)
+    second = sbp("train", "--run", str(run.path))
+    assert second.returncode == 2
+    assert f"another trainer (process {process.pid})" in second.stderr
+    assert run.read_roles()["trainer"]["pid"] == process.pid
+    before = runs.num_steps(run)
+    runs.wait_for("the first trains on", lambda: runs.num_steps(run) > before, process)
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def test_a_port_in_use_is_a_clear_error(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = runs.make_run(folder, "run", f"stream.port={port}")
+        refused = sbp("train", "--run", str(run.path))
+        assert refused.returncode == 2
+        assert "choose another stream.port" in refused.stderr
+        refused = sbp("train", "--run", str(run.path), "--metrics-port", str(port))
+        assert refused.returncode == 2
+        assert "choose another --metrics-port" in refused.stderr
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_names_the_documents(folder: Path) -> None:
+    overrides = runs.settings(folder, "run", "training.learning_rate=1e38", "training.warmup_tokens=0")
+    ended = sbp("run", *overrides)
+    assert ended.returncode == 2
+    assert "Documents of the batch (source:position): real:" in last_words(RunDir(folder / "run"))
+    assert "expected finite numbers" in ended.stdout + ended.stderr
+
+
+def test_a_run_directory_that_cannot_be_written_is_a_clear_error(folder: Path) -> None:
+    (folder / "file").write_text("in the way")
+    refused = sbp("run", *runs.settings(folder, "file/run"))
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+
+
+def test_without_pairs_real_text_is_trained_to_the_end_and_the_reason_is_said(tmp_path: Path) -> None:
+    """Documents that have no word in common: an empty pair table."""
+    words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"]
+    write_texts(tmp_path, [" ".join(words[k * 12 : k * 12 + 12]) for k in range(50)])
+    status = train_real_text_only(tmp_path, "pairing.threshold=0.9")
+    assert "lower pairing.threshold" in status["roles"]["tuner"]["detail"]
+
+
+def test_a_corpus_of_one_document(tmp_path: Path) -> None:
+    texts = (f"A lonely document, number {k}, about nothing else than itself." for k in range(100))
+    write_texts(tmp_path, [next(text for text in texts if split_of(document_id(text), 0.1) == "train")])
+    status = train_real_text_only(tmp_path)
+    assert status["loss"]["heldout_real"] is None
+    assert "lower pairing.threshold" in status["roles"]["tuner"]["detail"]
+
+
+def write_texts(folder: Path, texts: list[str]) -> None:
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def train_real_text_only(folder: Path, *extra: str) -> dict[str, Any]:
+    """A whole run to its end; returns its status."""
+    ended = sbp("run", *runs.settings(folder, "run", "training.total_tokens=30000", "data.vocab_size=270", *extra))
+    assert ended.returncode == 0, ended.stderr
+    status = collect(RunDir(folder / "run"))
+    assert status["run"]["state"] == "done"
+    assert status["mix"]["trained_tokens"]["synthetic"] == 0
+    return status
