@@ -166,7 +166,7 @@ class Service:
 
 
 def lock_role(run: RunDir, name: str) -> int:
-    """Hold RUN/roles/.NAME.lock until the descriptor is closed. Raises ConfigError that names the process that has it."""
+    """Hold RUN/roles/.NAME.lock until the descriptor is closed. Raises ConfigError that names who has it."""
     path = run.roles / f".{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

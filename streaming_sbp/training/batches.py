@@ -27,7 +27,7 @@ from streaming_sbp.training.packing import Bin, Packer, Piece
 from streaming_sbp.training.sources import Source
 
 IGNORED = -100  # label of a token that is not a target
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
