@@ -49,6 +49,11 @@ def main() -> None:
 
 
 def _config(config: Path | None, preset: str | None, overrides: list[str] | None) -> Config:
+    """Raises ConfigError also when nothing at all is said: the defaults are meant to be started from, not run."""
+    if config is None and preset is None and not overrides:
+        raise ConfigError(
+            f"no configuration: give --preset ({', '.join(configuration.preset_names())}), --config FILE, or settings"
+        )
     return configuration.load(config, preset, overrides or ())
 
 
@@ -290,7 +295,7 @@ def presets() -> None:
 @app.command("config")
 def show_config(overrides: Overrides = None, config: ConfigOption = None, preset: PresetOption = None) -> None:
     """The resolved configuration as TOML, every setting with its value."""
-    typer.echo(configuration.to_toml(_config(config, preset, overrides)))
+    typer.echo(configuration.to_toml(configuration.load(config, preset, overrides or ())))
 
 
 @app.callback(invoke_without_command=True)

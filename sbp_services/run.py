@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,9 +19,11 @@ from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.telemetry.status import collect
-from streaming_sbp.telemetry.view import LiveView
+from streaming_sbp.telemetry.view import LastingConsole, LiveView
 
-NOTHING_LEFT = "this run has trained all its tokens; start over with --fresh, or raise training.total_tokens"
+NOTHING_LEFT = (
+    "this run has trained all its tokens; start over with --fresh (make demo FRESH=1), or raise training.total_tokens"
+)
 
 
 def ingest_with_progress(config: Config) -> IngestSummary:
@@ -45,12 +51,12 @@ def ingest_with_progress(config: Config) -> IngestSummary:
 def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_port: int) -> int:
     """`sbp run`; returns the exit status."""
     set_up_process()
-    console = Console()
+    console = LastingConsole()
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
+    run = RunDir.open_or_create(config, accept_changes=accept_changes)
     if not Dataset.exists(config.data.dataset):
         ingest_with_progress(config)
-    run = RunDir.open_or_create(config, accept_changes=accept_changes)
     if collect(run)["run"]["state"] == "done":
         console.print(f"{run.path}: {NOTHING_LEFT}")
         return _conclude(run, console)
@@ -61,12 +67,17 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
 
 def _conclude(run: RunDir, console: Console) -> int:
     """Say where the results are, and what to do next."""
-    report = build_report(run)
+    report, sbp = build_report(run), program()
     state = collect(run)["run"]["state"]
     console.print(f"\n[bold]report[/]   {report}")
     if state == "done":
         console.print(f"[bold]model[/]    {run.path / 'model'}   (a Hugging Face folder)")
     else:
-        console.print(f"[bold]go on[/]    sbp run --config {run.path / 'config.toml'}")
-    console.print(f"[bold]look at[/]  sbp status {run.path}    sbp peek {run.path}")
+        console.print(f"[bold]go on[/]    {sbp} run --config {escape(str(run.path / 'config.toml'))}")
+    console.print(f"[bold]look at[/]  {sbp} status {escape(str(run.path))}    {sbp} peek {escape(str(run.path))}")
     return 0
+
+
+def program() -> str:
+    """How the user can call `sbp` again: by its name where that is found, else by the path it was called with."""
+    return "sbp" if shutil.which("sbp") else escape(os.path.relpath(sys.argv[0]))

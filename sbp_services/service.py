@@ -6,7 +6,6 @@ flag; the loop looks at it. The first SIGTERM or SIGINT stops after the current 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import resource
@@ -20,7 +19,7 @@ import psutil
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.files import write_json
-from streaming_sbp.rundir import RunDir
+from streaming_sbp.rundir import RunDir, lock_role
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
 
@@ -42,7 +41,7 @@ class Service:
         self.config = run.config()
         self.metrics = Metrics(self.role)
         self.record = run.record(self.name)
-        self.started = time.time()
+        self.started = psutil.Process().create_time()
         self._signals = 0
         self._parent_pid = int(os.environ.get("SBP_PARENT_PID", "0"))
         self._state = "starting"
@@ -101,7 +100,7 @@ class Service:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         try:
-            lock = lock_role(self.run, self.name)
+            lock = lock_role(self.run.path, self.name)
         except ConfigError as error:
             log.error("%s", error)
             return 2
@@ -165,22 +164,6 @@ class Service:
         return "" if self._state in ("running", "waiting") else f"{self._state}: {self._detail}"
 
 
-def lock_role(run: RunDir, name: str) -> int:
-    """Hold RUN/roles/.NAME.lock until the descriptor is closed. Raises ConfigError that names who has it."""
-    path = run.roles / f".{name}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 32, 0).decode() or "unknown"
-        raise ConfigError(
-            f"{run.path}: another {name} (process {holder}) works on this run; stop it first, or choose another run.dir"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
 def _resources() -> dict[str, float]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
@@ -197,3 +180,4 @@ def set_up_process(threads: int = 1) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # which variants it tried, as if they had failed

@@ -358,6 +358,8 @@ def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "tuple_type":
+            message = 'expected a list, as in ["first", "second"] (quote it for the shell)'
         return f"{where} = {item['input']!r}: {message}" if where else message
     section, _, key = where.partition(".")
     fields = Config.model_fields

@@ -7,6 +7,7 @@ RUN/checkpoints/        step-00000400/ ...                                    (t
 RUN/snapshots/          one folder per published synthesizer, current.json    (tuner)
 RUN/quarantine/         candidates the gate refused, with the reason          (tuner)
 RUN/journal/            accepted synthetic documents, WebDataset shards       (trainer)
+RUN/model               link to the newest checkpoint's Hugging Face folder   (trainer)
 RUN/steps.jsonl         every step: decisions, digest of its batch, losses    (trainer)
 RUN/records/ROLE.jsonl  what happened, one JSON object a line                 (each role)
 RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
@@ -16,6 +17,7 @@ RUN/report/             index.html and PNGs                                   (s
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -38,7 +40,10 @@ class RunDir:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        info = read_json(self.path / "run.json")
+        try:
+            info = read_json(self.path / "run.json")
+        except NotADirectoryError:
+            info = None
         if info is None:
             raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
         self.run_id: str = info["run_id"]
@@ -113,13 +118,40 @@ class Recorder:
         self._log.append(json.dumps(record).encode() + b"\n")
 
 
+def lock_role(path: Path, name: str) -> int:
+    """Hold RUN/roles/.NAME.lock until the returned descriptor is closed. Raises ConfigError that names who has it."""
+    descriptor = os.open(path / "roles" / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+        os.close(descriptor)
+        raise ConfigError(
+            f"{path}: another {name} (process {holder}) works on this run; stop it first, or choose another run.dir"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def check_nobody_works_on(path: Path) -> None:
+    """Raises ConfigError that names a living process of the run, the supervisor if it lives."""
+    names = {lock.name.removeprefix(".").removesuffix(".lock") for lock in path.glob("roles/.*.lock")}
+    for name in sorted(names, key=lambda name: (name != "supervisor", name)):
+        os.close(lock_role(path, name))
+
+
 def set_aside(path: str | Path) -> Path | None:
-    """Move a run out of the way, for a fresh start; nothing is deleted. Returns where it is now."""
+    """Move a run out of the way, for a fresh start; nothing is deleted. Returns where it is now.
+
+    Raises ConfigError for what is no run, and for a run on which processes still work.
+    """
     path = Path(path)
     if not path.exists():
         return None
     if not (path / "run.json").exists():
         raise ConfigError(f"{path}: exists and is not a run directory; --fresh moves only runs")
+    check_nobody_works_on(path)
     target = path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     shutil.move(path, target)
     return target

@@ -5,6 +5,8 @@ What processes and documents say is untrusted: it is put into rich ``Text`` (whi
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -77,6 +79,14 @@ def summary_line(status: Status) -> str:
         parts.append(f"{duration(run['eta_s'])} left")
     dead = [name for name, role in status["roles"].items() if role["state"] in ("dead", "failed")]
     return "  ".join(parts) + (f"  DOWN: {', '.join(dead)}" if dead else "")
+
+
+class LastingConsole(Console):
+    """A console whose reader may go away (`sbp run | head`): then it is silent, and the program goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class LiveView:

@@ -186,6 +186,38 @@ def test_a_second_trainer_is_refused_and_names_the_first(folder: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_live_run_is_neither_started_twice_nor_moved_aside(folder: Path) -> None:
+    overrides = runs.settings(folder, "run")
+    process = runs.spawn(folder / "run.log", "-m", "sbp_services", "run", *overrides)
+    runs.wait_for("the run directory", lambda: (folder / "run" / "run.json").exists(), process)
+    run = RunDir(folder / "run")
+    runs.wait_for("it trains", lambda: runs.num_steps(run) > 3, process)
+    pids = {name: found["pid"] for name, found in run.read_roles().items()}
+    for options in ([], ["--fresh"]):
+        second = sbp("run", *overrides, *options)
+        assert second.returncode == 2
+        assert f"(process {process.pid}) works on this run" in second.stderr
+    before = runs.num_steps(run)
+    runs.wait_for("it trains on", lambda: runs.num_steps(run) > before, process)
+    assert {name: found["pid"] for name, found in run.read_roles().items()} == pids
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(folder: Path) -> None:
+    command = [sys.executable, "-m", "sbp_services", "run", *runs.settings(folder, "run", "generator.count=0")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=runs.ENVIRONMENT)
+    assert process.stdout
+    assert process.stdout.readline()
+    process.stdout.close()
+    run = RunDir(folder / "run")
+    time.sleep(12.0)  # it prints a line every ten seconds
+    before = runs.num_steps(run)
+    runs.wait_for("it trains on", lambda: runs.num_steps(run) > before + 10, process)
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0
+
+
 def test_a_port_in_use_is_a_clear_error(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -80,3 +80,24 @@ def test_records_survive_a_line_cut_short(tmp_path):
         file.write('{"event": "tra')
     run.record("trainer")("start", tokens=2)
     assert [record["tokens"] for record in run.read_records("trainer")] == [1, 2]
+
+
+def test_a_command_without_any_configuration_says_what_to_give():
+    from typer.testing import CliRunner
+
+    from sbp_services.cli import app
+
+    for command in ("run", "train", "ingest"):
+        with pytest.raises(ConfigError, match="give --preset"):
+            CliRunner().invoke(app, [command], catch_exceptions=False)
+
+
+def test_a_path_that_is_no_run_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="not a run directory"):
+        RunDir(tmp_path / "file")
+
+
+def test_a_string_for_a_list_is_explained():
+    with pytest.raises(ConfigError, match=r"data.inputs = 'x': expected a list"):
+        config.load(overrides=["data.inputs=x"])
