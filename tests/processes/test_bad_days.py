@@ -199,7 +199,8 @@ def test_a_live_run_is_neither_started_twice_nor_moved_aside(folder: Path) -> No
         assert f"(process {process.pid}) works on this run" in second.stderr
     before = runs.num_steps(run)
     runs.wait_for("it trains on", lambda: runs.num_steps(run) > before, process)
-    assert {name: found["pid"] for name, found in run.read_roles().items()} == pids
+    found = run.read_roles()
+    assert {name: found[name]["pid"] for name in pids} == pids
     runs.end(process, signal.SIGTERM)
     assert process.returncode == 0
 
