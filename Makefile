@@ -42,8 +42,8 @@ resume-check: setup
 	$(BIN)/python -u -m tests.checks.resume $(STEPS)
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 
 clean:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from streaming_sbp.pairing.pairs import PairTable
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sbp_services.service import Service, log
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling
