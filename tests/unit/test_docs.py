@@ -65,7 +65,7 @@ def settings(text: str) -> set[tuple[str, str]]:
 
 
 def make_targets(text: str) -> set[str]:
-    return {target for span in code(text) for target in re.findall(r"\bmake ([a-z]+)", span)}
+    return {target for span in code(text) for target in re.findall(r"\bmake ([a-z-]+)", span)}
 
 
 def map_of_folders(text: str) -> list[str]:
@@ -131,7 +131,7 @@ def test_settings_exist(path):
 
 @each_document
 def test_make_targets_exist(path):
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert make_targets(path.read_text()) - known == set()
 
 
