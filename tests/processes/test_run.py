@@ -16,32 +16,18 @@ from typing import Any
 import pytest
 
 from streaming_sbp.rundir import RunDir
-from tests.checks.runs import kill_all
+from tests.checks.runs import SETTINGS, kill_all
 from tests.conftest import tiny_overrides
 
 pytestmark = pytest.mark.processes
 
 # enough of everything to happen within a minute on two cores
 RUN = [
+    *SETTINGS,
     "training.total_tokens=1500000",
     "checkpoint.every_tokens=60000",
     "evaluation.every_tokens=60000",
     "mix.synthetic_share=0.2",
-    "pairing.threshold=0.2",
-    "pairing.dimensions=32",
-    "synthesizer.tuning_tokens=20000",
-    "synthesizer.batch_tokens=1024",
-    "synthesizer.evaluate_every_steps=5",
-    "synthesizer.heldout_pairs=16",
-    "gate.trial_documents=8",
-    "gate.max_repetitive_share=1.0",
-    "gate.max_empty_share=1.0",
-    "gate.max_copied_share=1.0",
-    "gate.max_duplicate_share=1.0",
-    "gate.max_pair_loss_increase=10.0",
-    "generator.batch_size=16",
-    "generator.max_repetition=1.0",
-    "generator.max_copied_span=1.0",
     "stream.capacity_documents=64",
     "stream.dead_after_s=3",
 ]
