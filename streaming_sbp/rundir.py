@@ -23,7 +23,6 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from typing import Any
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.files import AppendLog, read_json, write_atomically, write_json
+from streaming_sbp.telemetry.records import Record, read_records
 
 FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs")
 
@@ -91,20 +91,20 @@ class RunDir:
     def record(self, role: str) -> Recorder:
         return Recorder(self.records / f"{role}.jsonl")
 
-    def read_records(self, role: str) -> Iterator[dict[str, Any]]:
+    def read_records(self, role: str) -> list[Record]:
         """The records of a role, oldest first; a line that a crash cut short is passed over."""
-        try:
-            with open(self.records / f"{role}.jsonl", encoding="utf-8") as file:
-                for line in file:
-                    if line.endswith("\n"):
-                        yield json.loads(line)
-        except FileNotFoundError:
-            return
+        return read_records(self.records / f"{role}.jsonl")
 
     def read_roles(self) -> dict[str, dict[str, Any]]:
-        """The status file of every role that ever ran, by name; see telemetry.status.RoleStatus."""
-        found = {path.stem: read_json(path) for path in sorted(self.roles.glob("[!.]*.json"))}
-        return {name: status for name, status in found.items() if status is not None}
+        """What each role last said of itself, by name; an unreadable file counts as empty."""
+        found = {}
+        for path in sorted(self.roles.glob("[!.]*.json")):
+            try:
+                said = read_json(path)
+            except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
+                said = None
+            found[path.stem] = said if isinstance(said, dict) else {}
+        return found
 
 
 class Recorder:

@@ -10,7 +10,6 @@ import numpy as np
 
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import Record, read_records, without_superseded
-from streaming_sbp.telemetry.status import read_role_files
 from streaming_sbp.telemetry.summary import Event, describe
 
 LONGEST_GAP_S = 30.0  # every role records more often while it runs: a longer gap is time in which nothing ran
@@ -79,7 +78,7 @@ def load(run: RunDir) -> RunHistory:
     whole_trainer = by_role.get("trainer", [])
     trainer = without_superseded(whole_trainer)
     generators = {name: records for name, records in by_role.items() if name.startswith("generator")}
-    facts = read_role_files(run).get("trainer", {}).get("facts", {})
+    facts = run.read_roles().get("trainer", {}).get("facts", {})
     supervisor = by_role.get("supervisor", [])
     throughput = {name: _processes(records, _starts(supervisor, name)) for name, records in generators.items()}
     return RunHistory(

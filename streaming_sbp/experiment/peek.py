@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.text import Text
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal, JournalEntry
+from streaming_sbp.synthesizer.filters import copied_span
 from streaming_sbp.telemetry.records import read_records
 from streaming_sbp.telemetry.text import decimal, percent, printable, quantity
 
@@ -122,10 +122,7 @@ def word_overlap(first: str, second: str) -> float | None:
 
 def longest_shared_span(tokens: Sequence[int], seed_tokens: Sequence[int]) -> float | None:
     """Length of the longest common run of tokens, as a share of ``tokens``; None when there are none."""
-    if not tokens or not seed_tokens:
-        return None
-    match = SequenceMatcher(None, tokens, seed_tokens, autojunk=False).find_longest_match()
-    return match.size / len(tokens)
+    return copied_span(tokens, seed_tokens) if tokens and seed_tokens else None
 
 
 def _peeked(

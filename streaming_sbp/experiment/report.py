@@ -25,7 +25,7 @@ from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.files import read_json, write_atomically
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry import text
-from streaming_sbp.telemetry.status import Status, collect, read_role_files
+from streaming_sbp.telemetry.status import Status, collect
 
 NUM_SAMPLES = 10
 NUM_SNAPSHOTS = 40  # rows of the timeline; the newest
@@ -197,7 +197,7 @@ def _measure(value: Any, key: str) -> str:
 
 def _processes(run: RunDir, status: Status) -> list[dict[str, Any]]:
     """Time and memory of the last process of each role that has run."""
-    files = read_role_files(run)
+    files = run.read_roles()
     rows = []
     for name, role in status["roles"].items():
         if role["pid"] is None:

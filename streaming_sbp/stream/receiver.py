@@ -21,7 +21,7 @@ from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import Announcement, max_frame_bytes
 from streaming_sbp.stream.protocol import ReceiverProtocol
 from streaming_sbp.stream.shards import AcceptedDocument
-from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics
+from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics, Totals
 
 POLL_MS = 50  # longest wait for a message: commands of the trainer are seen within it
 WRITING_POLL_MS = 1  # while a group is being written: it is acknowledged as soon as it is on disk
@@ -60,7 +60,7 @@ class Receiver:
         self._group = (0, 0)  # documents and drops that are being written
         self._writer_cpu_s = 0.0
         self._retry_journal_at = 0.0
-        self._exported: dict[str, float] = {}
+        self._count = Totals(metrics)
         self._stopping = threading.Event()
         self._error: Exception | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # one authenticator each
@@ -252,13 +252,6 @@ class Receiver:
         self._metrics.set("sbp_stream_peers", self._protocol.num_peers)
         self._metrics.set("sbp_journal_bytes", self._journal.num_bytes)
         self._metrics.set("sbp_stream_credit_documents", self._protocol.granted)
-
-    def _count(self, metric: str, total: float, **labels: str) -> None:
-        """Bring a counter up to a total that is kept elsewhere."""
-        key = metric + "".join(labels.values())
-        if more := total - self._exported.get(key, 0.0):
-            self._metrics.inc(metric, more, **labels)
-            self._exported[key] = total
 
 
 def _listen(

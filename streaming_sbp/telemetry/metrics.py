@@ -289,3 +289,17 @@ class Metrics:
             if value not in known[label]:
                 raise ValueError(f"{name}: label {label} = {value!r}: expected one of {known[label]}")
         return metric.labels(**labels) if labels else metric
+
+
+class Totals:
+    """Brings counters up to totals that one reporter keeps elsewhere, from 0 on."""
+
+    def __init__(self, metrics: Metrics):
+        self._metrics = metrics
+        self._told: dict[tuple[Any, ...], float] = {}
+
+    def __call__(self, name: str, total: float, **labels: str) -> None:
+        key = (name, *sorted(labels.items()))
+        if more := total - self._told.get(key, 0.0):
+            self._metrics.inc(name, more, **labels)
+            self._told[key] = total

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 
 from streaming_sbp.config import Config
-from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import RecordFollower
 from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, SnapshotSummary, TrainerSummary
@@ -57,7 +56,7 @@ class StatusCollector:
     def collect(self) -> Status:
         config = self._run.config()
         self._read_new_records()
-        files = read_role_files(self._run)
+        files = self._run.read_roles()
         roles = {name: self._role(files.get(name, {})) for name in _role_names(config, files)}
         for name, role in roles.items():
             role["restarts"] = self._restarts.restarts[name]
@@ -172,18 +171,6 @@ class StatusCollector:
             "peak_rss_bytes": said.get("peak_rss_bytes"),
             "cpu_seconds": said.get("cpu_seconds"),
         }
-
-
-def read_role_files(run: RunDir) -> dict[str, dict[str, Any]]:
-    """What each role last said of itself, by name; an unreadable file counts as empty."""
-    found = {}
-    for path in sorted(run.roles.glob("[!.]*.json")):
-        try:
-            said = read_json(path)
-        except ValueError:  # status files are not fsynced: a crash of the machine may leave an empty one
-            said = None
-        found[path.stem] = said if isinstance(said, dict) else {}
-    return found
 
 
 def is_alive(role: dict[str, Any]) -> bool:

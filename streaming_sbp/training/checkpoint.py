@@ -147,8 +147,7 @@ class CheckpointStore:
         """
         problems = []
         for path in _newest_first(self.folder):
-            info = _read_info(path)
-            problem = verify_checkpoint(info) if info else "manifest.json is missing or damaged"
+            info, problem = _inspect(path)
             if info and not problem:
                 _load_tensors(info, model, optimizer)
                 return info, read_json(path / "state.json")
@@ -163,8 +162,7 @@ class CheckpointStore:
 
     def load(self, name: str, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> tuple[CheckpointInfo, Any]:
         """A certain checkpoint. Raises ValueError when it is not whole."""
-        info = _read_info(self.folder / name)
-        problem = verify_checkpoint(info) if info else "manifest.json is missing or damaged"
+        info, problem = _inspect(self.folder / name)
         if info is None or problem:
             raise ValueError(f"{self.folder / name}: {problem}")
         _load_tensors(info, model, optimizer)
@@ -264,6 +262,12 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda path: path.name, reverse=True)
+
+
+def _inspect(path: Path) -> tuple[CheckpointInfo | None, str]:
+    """The checkpoint, and the reason why it is not whole, or ""."""
+    info = _read_info(path)
+    return info, verify_checkpoint(info) if info else "manifest.json is missing or damaged"
 
 
 def _read_info(path: Path) -> CheckpointInfo | None:

@@ -9,7 +9,7 @@ from typing import Any
 from streaming_sbp import config
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.ledger import Ledger, SessionLedger, balance
-from streaming_sbp.telemetry.metrics import Metrics
+from streaming_sbp.telemetry.metrics import Metrics, Totals
 from streaming_sbp.training.evaluation import HeldoutLoss
 from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
@@ -42,7 +42,7 @@ class TrainingReport:
         self._sessions: list[SessionLedger] = []
         self._window = (time.monotonic(), trainer.trained.total_tokens)
         self._tokens_per_second = 0.0
-        self._exported: Counter[tuple[str, str]] = Counter()
+        self._count = Totals(metrics)
         metrics.set("sbp_target_tokens", settings.training.total_tokens)
 
     def step(self, step: Step) -> list[str]:
@@ -211,9 +211,3 @@ class TrainingReport:
             set_("sbp_ledger_documents", value, term=term)
         for reason, value in self._ledger_details().get("dropped_by_reason", {}).items():
             set_("sbp_dropped_documents", value, reason=reason)
-
-    def _count(self, metric: str, total: float, **labels: str) -> None:
-        """Bring a counter up to a total that is kept elsewhere."""
-        key = (metric, ",".join(labels.values()))
-        self._metrics.inc(metric, total - self._exported[key], **labels)
-        self._exported[key] = total  # type: ignore[assignment]

@@ -52,9 +52,7 @@ class World:
         content = json.dumps(value).encode() if self.leads else b""
         length = torch.tensor([len(content)])
         dist.broadcast(length, src=0)
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.leads else torch.empty(0)
-        if not self.leads:
-            data = torch.empty(int(length), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(content or int(length)), dtype=torch.uint8)
         dist.broadcast(data, src=0)
         return json.loads(bytes(data.numpy()))
 

@@ -108,10 +108,11 @@ def end(process: subprocess.Popen[bytes], number: int) -> None:
 def kill_all(folder: Path) -> None:
     """End every process of the runs in ``folder`` that is still there."""
     for path in folder.glob("*/run.json"):
-        for found in RunDir(path.parent).read_roles().values():
+        pids = [found["pid"] for found in RunDir(path.parent).read_roles().values() if "pid" in found]
+        for pid in pids:
             try:
-                if str(folder) in Path(f"/proc/{found['pid']}/cmdline").read_text():
-                    os.kill(found["pid"], signal.SIGKILL)
+                if str(folder) in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
             except (FileNotFoundError, ProcessLookupError):
                 pass
 

@@ -255,7 +255,9 @@ class Schedule(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When the world turns kind, everything that living generators sent arrives, and is settled."""
         self.to_trainer, self.to_generators = [], []
-        for _ in range(40):
+        # In the worst case (all documents beyond the credit that a restarted trainer knows of) one document
+        # is settled for each `resend_after_s`, so it takes the capacity times that.
+        for _ in range(int(STREAM.capacity_documents * STREAM.resend_after_s + 2 * STREAM.dead_after_s)):
             self.trainer.num_buffered = 0
             self.time_passes(1.0)
             self.deliver_to_trainer(1000)

@@ -27,7 +27,7 @@ def read(reading: Reading) -> Iterator[RawDocument]:
         for row, record in enumerate(_records(name), start=1):
             reading.advance(1)
             where = f"{name}: row {row}"
-            text = _text(reading, record, where)
+            text = reading.column(record, where, "column", "data.text_column")
             if text is not None:
                 yield RawDocument(text, where)
 
@@ -62,17 +62,3 @@ def _parse(name: str) -> tuple[str, str | None, str]:
     if len(rest) > 2:
         raise ConfigError(f"data.inputs: {name!r}: expected NAME, NAME:SPLIT or NAME:CONFIG:SPLIT")
     return path, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
-
-
-def _text(reading: Reading, record: Mapping[str, Any], where: str) -> str | None:
-    column = reading.data.text_column
-    if column not in record:
-        problem = f"no column {column!r} (columns: {', '.join(record) or 'none'})"
-        reading.bad("missing_column", where, problem, "set data.text_column to the column that holds the text")
-        return None
-    value = record[column]
-    if not isinstance(value, str):
-        problem = f"{column!r} holds {type(value).__name__}, expected text"
-        reading.bad("not_text", where, problem, "correct data.text_column")
-        return None
-    return value

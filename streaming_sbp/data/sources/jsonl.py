@@ -60,18 +60,4 @@ def _text(reading: Reading, line: bytes, where: str) -> str | None:
         problem = f"expected a JSON object, got {type(record).__name__}"
         reading.bad("broken_json", where, problem, "correct the line")
         return None
-    return _column(reading, record, where)
-
-
-def _column(reading: Reading, record: dict[str, object], where: str) -> str | None:
-    key = reading.data.text_column
-    if key not in record:
-        problem = f"no key {key!r} (keys: {', '.join(record) or 'none'})"
-        reading.bad("missing_column", where, problem, "set data.text_column to the key that holds the text")
-        return None
-    value = record[key]
-    if not isinstance(value, str):
-        problem = f"{key!r} holds {type(value).__name__}, expected text"
-        reading.bad("not_text", where, problem, "correct the line or data.text_column")
-        return None
-    return value
+    return reading.column(record, where, "key", "the line or data.text_column")

@@ -10,10 +10,10 @@ import glob
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
@@ -77,6 +77,19 @@ class Reading:
         if self.data.on_error == "stop":
             raise InputError(f"{where}: {problem}; {way_out}, or leave it out (`sbp ingest --on-error skip`)")
         self.skipped[reason] += 1
+
+    def column(self, record: Mapping[str, Any], where: str, called: str, correct: str) -> str | None:
+        """The text of a record, or None for bad input. ``called``: key or column; ``correct``: what to correct."""
+        name = self.data.text_column
+        if name not in record:
+            problem = f"no {called} {name!r} ({called}s: {', '.join(record) or 'none'})"
+            self.bad("missing_column", where, problem, f"set data.text_column to the {called} that holds the text")
+            return None
+        value = record[name]
+        if not isinstance(value, str):
+            self.bad("not_text", where, f"{name!r} holds {type(value).__name__}, expected text", f"correct {correct}")
+            return None
+        return value
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         if reason not in LEFT_OUT:
