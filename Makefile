@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint smoke chaos resume-check clean
+.PHONY: setup demo test lint smoke chaos soak resume-check clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,11 @@ test: setup
 KILLS ?= 100
 chaos: setup
 	$(BIN)/python -u -m tests.checks.chaos $(KILLS)
+
+# As long at the highest rate, one kill a minute; the memory of each role. Ends in one JSON line.
+MINUTES ?= 30
+soak: setup
+	$(BIN)/python -u -m tests.checks.soak $(MINUTES)
 
 # Resumes, other numbers of ranks, and replay: the same batches, bit for bit. Ends in one JSON line.
 STEPS ?= 600

@@ -72,6 +72,8 @@ class ReplayService(Service):
         dataset = Dataset.open(self.config.data.dataset)
         device = choose_device(self.config.training.device)
         journal = Journal(self._original.journal)
+        if journal.first:
+            raise ConfigError(f"{self._original.journal}: documents before {journal.first} were pruned; cannot replay")
         self.trainer = build_trainer(self.config, dataset, journal, device, PhaseClock(PHASES), World())
 
     def tick(self) -> bool:

@@ -264,6 +264,7 @@ class TrainerService(Service):
                 self.trainer.optimizer,
                 state,
                 self._heldout_loss,
+                self.trainer.batches.oldest_needed(SYNTHETIC),
             )
         self._saved_tokens = trained.total_tokens
 
@@ -280,6 +281,8 @@ class TrainerService(Service):
         self.metrics.set("sbp_checkpoint_tokens", result.tokens)
         self.record("checkpoint", **_described(result))
         point_to(self.run.path / "model", result.path / "model")
+        if self.config.journal.prune:
+            self.receiver.prune(self.checkpoints.journal_from())
 
     def _look_for_snapshots(self) -> None:
         now = time.monotonic()

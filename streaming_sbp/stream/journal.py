@@ -3,6 +3,8 @@
 RUN/journal/0000000000-004096.tar   WebDataset shards; the name says which positions (see `shards.py`)
 RUN/journal/dropped.jsonl           documents that were refused, with the reason
 
+The first shards may have been removed (`prune`): positions stay what they were.
+
 One process appends; any number read. A group of documents becomes a small shard: written beside, fsynced, renamed.
 Small shards are joined into larger ones, the same way; a crash in between leaves both, and the larger one counts.
 Memory does not grow with the journal: of each shard only the name is kept, and the entries of the last few used.
@@ -29,7 +31,7 @@ from streaming_sbp.stream.shards import CONFIDENCE_DTYPE, END_OF_TAR, AcceptedDo
 
 UNKNOWN = "unknown"
 DROPPED_NAME = "dropped.jsonl"
-SHARD_DOCUMENTS = 1024  # a shard of this many is never joined again
+SHARD_DOCUMENTS = 256  # a shard of this many is never joined again: joining writes every byte twice
 JOIN_AT = 64  # small shards
 OPEN_SHARDS = 64  # whose entries and memory maps are kept
 log = logging.getLogger("sbp")
@@ -84,6 +86,12 @@ class Journal:
         self._look()
         self.num_bytes = sum(path.stat().st_size for path in self._folder.glob("*.tar"))
 
+    @property
+    def first(self) -> int:
+        """The first position that is kept; those before were pruned."""
+        with self._lock:
+            return self._names[0].first if self._names else 0
+
     def __len__(self) -> int:
         with self._lock:
             return self._names[-1].first + self._names[-1].size if self._names else 0
@@ -128,7 +136,7 @@ class Journal:
 
     def entries(self, first: int = 0) -> Iterator[JournalEntry]:
         """From position ``first`` on; damaged ones are left out."""
-        for position in range(first, len(self)):
+        for position in range(max(first, self.first), len(self)):
             located = self._located(position)[1]
             if located is not None:
                 yield located.entry
@@ -176,6 +184,19 @@ class Journal:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def prune(self, before: int) -> None:
+        """Remove the shards that hold only positions before this one, never the last. Not beside `write`."""
+        for name in list(self._names[:-1]):
+            if name.first + name.size > before:
+                return
+            path = self._folder / str(name)
+            size = path.stat().st_size
+            with self._lock:
+                self._names.remove(name)
+                self._open.pop(name, None)
+                self.num_bytes -= size
+            path.unlink()
 
     def _join(self) -> None:
         """Join the small shards at the end, when there are many, into one."""
@@ -240,16 +261,18 @@ class Journal:
 
     def _shard(self, position: int) -> tuple[_Shard | None, ShardName]:
         name = self._name_of(position)
-        if position >= name.first + name.size:
-            return None, name  # a shard was removed by somebody: a gap
+        if not name.first <= position < name.first + name.size:
+            return None, name  # pruned, or a shard was removed by somebody
         if name not in self._open:
             try:
                 self._open[name] = _Shard(self._folder / str(name), name)
             except FileNotFoundError:
                 if self._writable:
                     return None, name
-                self._look()  # the writer has joined it into a larger one meanwhile
+                self._look()  # the writer has joined it into a larger one meanwhile, or pruned it
                 name = self._name_of(position)
+                if not name.first <= position < name.first + name.size:
+                    return None, name
                 self._open[name] = _Shard(self._folder / str(name), name)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -261,6 +284,8 @@ class Journal:
         return self._names[max(bisect_right(self._names, position, key=lambda name: name.first) - 1, 0)]
 
     def _damaged(self, position: int) -> ValueError:
+        if position < self.first:
+            return ValueError(f"journal position {position}: was removed (journal.prune); kept from {self.first} on")
         return ValueError(
             f"journal position {position}: shard {self._folder / str(self._name_of(position))} is damaged"
         )

@@ -25,7 +25,7 @@ Text = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
-class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """How a document was sampled; see `config.Generator`."""
 
     temperature: float
@@ -33,7 +33,7 @@ class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_k: Count
 
 
-class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Provenance of one synthetic document."""
 
     seed_id: Name  # id of the seed document
@@ -65,7 +65,7 @@ class Hello(_Message, frozen=True):
     next_seq: Count  # every document below has been handed to the stream
 
 
-class Document(_Message, frozen=True):
+class Document(_Message, frozen=True, gc=False):
     seq: Count
     header: msgspec.Raw  # a DocumentHeader; decoded apart, so that a bad one can still be answered by its seq
     tokens: bytes

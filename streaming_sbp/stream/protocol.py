@@ -493,7 +493,8 @@ class ReceiverProtocol:
         if isinstance(message, Document):
             self._document(session, message)
             return
-        if message.next_seq <= session.limit:
+        if message.next_seq <= session.settled.below + MAX_UNSETTLED:
+            session.limit = max(session.limit, message.next_seq)  # a trainer before this one had granted it
             session.hear_of(message.next_seq)
         if isinstance(message, Leaving):
             self._end(session)

@@ -60,6 +60,7 @@ class Receiver:
         self._group = (0, 0)  # documents and drops that are being written
         self._writer_cpu_s = 0.0
         self._retry_journal_at = 0.0
+        self._disk_refuses = self._is_full = False
         self._count = Totals(metrics)
         self._stopping = threading.Event()
         self._error: Exception | None = None
@@ -90,6 +91,11 @@ class Receiver:
     def set_consumed(self, position: int) -> None:
         """The mixer has taken every document of the journal before this position."""
         self._consumed = position
+
+    def prune(self, before: int) -> None:
+        """Remove journal shards that hold only documents before this position, some time soon."""
+        if not self._stopping.is_set():
+            self._writer.submit(self._prune, before)
 
     def announce(self, announcement: Announcement) -> None:
         with self._lock:
@@ -133,7 +139,9 @@ class Receiver:
             for peer, *frames in received:
                 self._protocol.receive(peer, frames, now)
         self._commit_if_due(now)
+        self._look_at_the_cap()
         with self._lock:
+            self._protocol.paused = self._disk_refuses or self._is_full
             self._protocol.num_buffered = len(self._journal) - self._consumed
             self._protocol.tick(now)
             outgoing = self._protocol.outgoing()
@@ -225,12 +233,34 @@ class Receiver:
         with self._lock:
             self._journal.publish(written)
             self._protocol.committed(*self._group)
-            self._protocol.paused = False
+        self._disk_refuses = False
+
+    def _look_at_the_cap(self) -> None:
+        """Grant nothing while the journal is as large as it may be; what has been granted is still taken."""
+        limit = self._settings.journal.max_bytes
+        full = bool(limit) and self._journal.num_bytes >= limit
+        if full and not self._is_full:
+            way_out = "raise it, or set journal.prune = true"
+            if self._settings.journal.prune:
+                way_out = "what every kept checkpoint has trained is pruned with the next one; see checkpoint.keep_best"
+            log.error(
+                "the journal has %d bytes, journal.max_bytes = %d (%s): no synthetic documents are taken",
+                self._journal.num_bytes,
+                limit,
+                way_out,
+            )
+        self._is_full = full
+
+    def _prune(self, before: int) -> None:
+        try:
+            self._journal.prune(before)
+        except OSError as error:
+            log.warning("the journal could not be pruned: %s", error)
 
     def _cannot_write(self, error: OSError) -> None:
-        if not self._protocol.paused:
+        if not self._disk_refuses:
             log.error("the journal cannot be written, synthetic documents wait with their generators: %s", error)
-        self._protocol.paused = True
+        self._disk_refuses = True
         self._retry_journal_at = time.monotonic() + RETRY_JOURNAL_AFTER_S
         self._metrics.inc("sbp_journal_errors_total")
 
@@ -251,6 +281,7 @@ class Receiver:
             self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
         self._metrics.set("sbp_stream_peers", self._protocol.num_peers)
         self._metrics.set("sbp_journal_bytes", self._journal.num_bytes)
+        self._metrics.set("sbp_journal_paused", self._protocol.paused)
         self._metrics.set("sbp_stream_credit_documents", self._protocol.granted)
 
 

@@ -27,7 +27,7 @@ MEMBERS = ("json", "tokens.npy", "confidence.npy")
 CONFIDENCE_DTYPE = np.dtype("u1")
 
 
-class AcceptedDocument(NamedTuple):
+class AcceptedDocument(msgspec.Struct, frozen=True, gc=False):
     """A synthetic document on its way into the journal; ``tokens`` and ``confidence`` have one element a token."""
 
     generator: str
@@ -38,7 +38,7 @@ class AcceptedDocument(NamedTuple):
     confidence: np.ndarray  # uint8, see `synthesizer.confidence`
 
 
-class JournalEntry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True, gc=False):
     """What the journal knows of a document; the content of its ``json`` member."""
 
     generator: str

@@ -141,6 +141,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("sbp_stream_malformed_total", "counter", "Messages that could not be decoded, ignored", _TRAINER),
     Metric("sbp_stream_buffered_documents", "gauge", "Queue depth: accepted, not yet mixed", _TRAINER),
     Metric("sbp_journal_bytes", "gauge", "Size of the journal on disk", _TRAINER),
+    Metric("sbp_journal_paused", "gauge", "1 while no credit is granted: disk full, or journal.max_bytes", _TRAINER),
     Metric(
         "sbp_journal_write_seconds",
         "histogram",

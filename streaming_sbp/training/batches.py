@@ -27,7 +27,7 @@ from streaming_sbp.training.packing import Bin, Packer, Piece
 from streaming_sbp.training.sources import Source
 
 IGNORED = -100  # label of a token that is not a target
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,11 @@ class BatchStream:
         self.packer.load_state_dict(state["packer"])
         self._num_documents, self._available = state["num_documents"], state["available"]
         self._noted, self._noted_start = [(k, there) for k, there in state["noted"]], state["noted_start"]
+
+    def oldest_needed(self, source: str) -> int:
+        """The first document of ``source`` that is still to be trained: unread, or waiting in the packer."""
+        waiting = (piece.position for piece in self.packer.pieces() if piece.source == source)
+        return min(waiting, default=self.sources[source].cursor)
 
     def forget_waiting(self, source: str, cursor: int) -> int:
         """Go on with another corpus: take ``source`` from ``cursor``, drop what of it waits in bins.

@@ -36,7 +36,7 @@ from streaming_sbp.files import fsync_directory, read_json, sha256_of_file, writ
 
 # A trainer of one rank has no process group, and needs none.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 log = logging.getLogger("sbp")
 
 
@@ -47,6 +47,7 @@ class CheckpointInfo:
     tokens: int  # trained tokens
     digest: str  # over the digests of all files
     heldout_loss: float | None = None  # the last one measured
+    journal_from: int = 0  # the first synthetic document that a trainer going on from here would read
 
     @property
     def model_path(self) -> Path:
@@ -107,6 +108,7 @@ class CheckpointStore:
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
         heldout_loss: float | None = None,
+        journal_from: int = 0,
     ) -> None:
         """Copy now, write in the background. Waits for a save that is still under way."""
         started = time.monotonic()
@@ -116,10 +118,11 @@ class CheckpointStore:
             name: tensor.detach().to("cpu", copy=True) for name, tensor in training_tensors(model, optimizer).items()
         }
         state = copy.deepcopy(state)
+        facts = {"step": step, "tokens": tokens, "heldout_loss": heldout_loss, "journal_from": journal_from}
         blocked_s = time.monotonic() - started
         self._thread = threading.Thread(
             target=self._write,
-            args=(step, tokens, model, weights, tensors, state, heldout_loss, started, blocked_s),
+            args=(facts, model, weights, tensors, state, started, blocked_s),
             name="checkpoint",
         )
         self._thread.start()
@@ -168,18 +171,22 @@ class CheckpointStore:
         _load_tensors(info, model, optimizer)
         return info, read_json(info.path / "state.json")
 
+    def journal_from(self) -> int:
+        """The first synthetic document that any of the checkpoints still needs."""
+        infos = [info for path in _newest_first(self.folder) if (info := _read_info(path))]
+        return min((info.journal_from for info in infos), default=0)
+
     def _write(
         self,
-        step: int,
-        tokens: int,
+        facts: dict[str, Any],
         model: PreTrainedModel,
         weights: dict[str, torch.Tensor],
         tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
-        heldout_loss: float | None,
         started: float,
         blocked_s: float,
     ) -> None:
+        step, tokens = facts["step"], facts["tokens"]
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         error = ""
@@ -189,7 +196,7 @@ class CheckpointStore:
             writer = HuggingFaceStorageWriter(str(temporary / "optimizer"), dict.fromkeys(tensors, 1))
             dcp.save(tensors, storage_writer=writer, no_dist=True)
             write_json(temporary / "state.json", state)
-            _seal(temporary, {"step": step, "tokens": tokens, "heldout_loss": heldout_loss, "created": time.time()})
+            _seal(temporary, facts | {"created": time.time()})
             if final.exists():
                 shutil.rmtree(final)  # the same step, saved again after a resume
             os.rename(temporary, final)
@@ -277,4 +284,5 @@ def _read_info(path: Path) -> CheckpointInfo | None:
         return None
     if manifest is None or manifest["format_version"] != FORMAT_VERSION:
         return None
-    return CheckpointInfo(path, manifest["step"], manifest["tokens"], manifest["digest"], manifest.get("heldout_loss"))
+    loss, journal_from = manifest["heldout_loss"], manifest["journal_from"]
+    return CheckpointInfo(path, manifest["step"], manifest["tokens"], manifest["digest"], loss, journal_from)

@@ -167,3 +167,23 @@ def test_large_token_ids(tmp_path):
 def test_a_position_that_is_not_there_is_an_index_error(tmp_path):
     with pytest.raises(IndexError, match="expected 0"):
         filled(tmp_path, 5).tokens(5)
+
+
+def test_pruning_removes_whole_shards_and_positions_stay(tmp_path):
+    journal, reader = filled(tmp_path, 20), Journal(tmp_path)
+    assert reader.entry(2).seq == 2
+    size = journal.num_bytes
+    journal.prune(12)  # shards of five: two go, the third has 12 to 14
+    assert (journal.first, len(journal)) == (10, 20)
+    assert journal.num_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.tar")) < size
+    for anyone in (journal, reader, Journal(tmp_path)):
+        assert not anyone.is_intact(7)
+        with pytest.raises(ValueError, match=r"damaged|removed"):
+            anyone.tokens(7)
+        assert np.array_equal(anyone.tokens(10), document(10).tokens)
+    assert [entry.seq for entry in Journal(tmp_path).entries()] == list(range(10, 20))
+    journal.prune(10**6)
+    assert (journal.first, len(journal)) == (15, 20)  # the last one says how many there were
+    journal.append([document(20)])
+    again = Journal(tmp_path, writable=True)
+    assert np.array_equal(again.tokens(20), document(20).tokens)

@@ -255,9 +255,7 @@ class Schedule(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When the world turns kind, everything that living generators sent arrives, and is settled."""
         self.to_trainer, self.to_generators = [], []
-        # In the worst case (all documents beyond the credit that a restarted trainer knows of) one document
-        # is settled for each `resend_after_s`, so it takes the capacity times that.
-        for _ in range(int(STREAM.capacity_documents * STREAM.resend_after_s + 2 * STREAM.dead_after_s)):
+        for _ in range(40):
             self.trainer.num_buffered = 0
             self.time_passes(1.0)
             self.deliver_to_trainer(1000)
@@ -436,6 +434,25 @@ def test_documents_beyond_the_limit_are_not_taken():
     assert not trainer.pending
     assert trainer.counts["without_credit"] == 1
     assert trainer.ledgers()[0].sent == 0
+
+
+def test_what_the_trainer_before_had_granted_is_taken_once_the_generator_speaks_of_it():
+    trainer, generator = connected()
+    for _ in range(12):
+        send(generator)
+    exchange(trainer, generator, 0.0)
+    old_word = messages.encode(messages.Progress(limit=40, settled_below=12))
+    generator.receive(old_word, 0.0)  # delayed, of a trainer before this one
+    while generator.credit:
+        send(generator)
+    exchange(trainer, generator, 0.0)
+    unsettled = generator.unacknowledged
+    assert unsettled > 0
+    assert trainer.counts["without_credit"] == unsettled
+    for now in (STREAM.heartbeat_s, STREAM.resend_after_s):  # a heartbeat, then one repetition
+        generator.tick(now)
+        exchange(trainer, generator, now)
+    assert generator.unacknowledged == 0
 
 
 def test_an_unknown_peer_is_asked_to_introduce_itself():

@@ -23,16 +23,16 @@ from tests.unit.test_stream_protocol import header
 VOCABULARY = 500
 
 
-def settings(**stream: object) -> Config:
+def settings(journal: dict[str, object] | None = None, **stream: object) -> Config:
     tree = {"capacity_documents": 16, "heartbeat_s": 0.1, "dead_after_s": 0.6, "resend_after_s": 1.0} | stream
-    return config.build({"stream": tree, "journal": {"group_documents": 4, "group_latency_s": 0.05}})
+    return config.build({"stream": tree, "journal": {"group_documents": 4, "group_latency_s": 0.05} | (journal or {})})
 
 
 class Trainer:
     """A receiver that may die and come back at another port."""
 
-    def __init__(self, folder: Path, **stream: object):
-        self.settings, self._folder = settings(**stream), folder
+    def __init__(self, folder: Path, **changes: object):
+        self.settings, self._folder = settings(**changes), folder
         self.metrics = Metrics("trainer")
         self.receiver: Receiver | None = None
         self.start()
@@ -103,6 +103,35 @@ def test_credit_ends_when_nobody_consumes_and_returns_when_somebody_does(trainer
     assert sent == len(trainer.journal) == 16
     trainer.receiver.set_consumed(16)
     poll_until(lambda: sender.credit > 0, sender)
+
+
+def test_a_journal_at_its_cap_takes_no_more_until_it_is_pruned(tmp_path):
+    """About 32 documents of 2.5 KiB of tar fit; the cap is passed by the 16 that may have been granted."""
+    trainer = Trainer(tmp_path, journal={"max_bytes": 80_000})
+    sender = trainer.sender()
+    sent = 0
+
+    def at_the_cap() -> bool:
+        nonlocal sent
+        while sender.credit:
+            send(sender)
+            sent += 1
+        trainer.receiver.set_consumed(len(trainer.journal))
+        return trainer.metrics.value("sbp_journal_paused") == 1 and not sender.unacknowledged
+
+    poll_until(at_the_cap, sender)
+    for _ in range(20):  # what had been granted just before
+        at_the_cap()
+        sender.poll(0.02)
+    assert 80_000 <= trainer.journal.num_bytes <= 80_000 + 16 * 2560 + 10240
+    assert sent == len(trainer.journal)
+    before = sent
+    trainer.receiver.prune(sent - 4)
+    poll_until(lambda: not at_the_cap() and sent > before, sender)
+    assert trainer.journal.first > 0
+    poll_until(lambda: len(trainer.journal) == sent, sender)
+    trainer.stop()
+    trainer.receiver = None
 
 
 def test_a_trainer_that_restarts_elsewhere_is_found_and_nothing_is_lost_or_doubled(trainer):
