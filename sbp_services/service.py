@@ -20,6 +20,7 @@ import psutil
 from streaming_sbp.config import ConfigError
 from streaming_sbp.files import write_json
 from streaming_sbp.rundir import RunDir, lock_role
+from streaming_sbp.stream.protocol import StreamRefused
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
 
@@ -124,6 +125,10 @@ class Service:
             self.report("failed", str(error))
             log.error("%s", error)
             return 2
+        except StreamRefused as error:
+            self.report("failed", str(error))
+            log.error("%s", error)
+            return 1
         except Exception as error:
             self.report("failed", f"{type(error).__name__}: {error}")
             log.exception("%s failed", self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from streaming_sbp import config as configuration
+from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.documents import document_id, split_of
 from streaming_sbp.rundir import RunDir
+from streaming_sbp.stream import protocol
 from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
+from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.stream.sender import Sender
 from streaming_sbp.telemetry.status import collect, is_alive
 from tests.checks import runs
 from tests.checks.chaos import trained_synthetic
@@ -57,10 +65,15 @@ def small_journal(folder: Path) -> Iterator[RunDir]:
     subprocess.run(["umount", "--lazy", str(run.journal)], check=True)
 
 
-def metric(run: RunDir, role: str, name: str) -> float:
+def metrics(run: RunDir, role: str) -> dict[str, float]:
     port = run.read_roles()[role]["metrics_port"]
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
+    samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
+
+
+def metric(run: RunDir, role: str, name: str) -> float:
+    return metrics(run, role)[name]
 
 
 def goes_on(run: RunDir, process: subprocess.Popen[bytes], what: str, tokens: int = 2000) -> None:
@@ -214,6 +227,74 @@ def test_a_second_trainer_is_refused_and_names_the_first(folder: Path) -> None:
     runs.wait_for("the first trains on", lambda: runs.num_steps(run) > before, process)
     runs.end(process, signal.SIGTERM)
     assert process.returncode == 0
+
+
+def test_strangers_on_the_stream_are_refused_with_the_reason_and_the_trainer_trains_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = runs.make_run(folder, "run"), runs.make_run(folder, "other")
+    process = runs.train(run)
+    runs.wait_for("it trains", lambda: runs.num_steps(run) > 3, process)
+    endpoint = run.read_roles()["trainer"]["facts"]["stream_endpoint"]
+
+    stranger = sbp("generate", "--run", str(other.path), "--connect", endpoint)  # of another run
+    assert stranger.returncode == 1  # 2 would end a supervised run
+    assert "wrong_run" in stranger.stderr
+    assert "Traceback" not in stranger.stderr
+
+    manifest = Dataset.open(run.config().data.dataset).manifest
+    identity = {"run_id": run.run_id, "tokenizer_digest": manifest.tokenizer_digest}
+
+    def refused(**changes: str) -> str:
+        with pytest.raises(StreamRefused) as caught:
+            say_hello(run, endpoint, **identity | changes)
+        return str(caught.value)
+
+    assert "wrong_tokenizer" in refused(tokenizer_digest="another")
+    monkeypatch.setattr(protocol, "PROTOCOL_VERSION", 10**6)
+    assert "protocol_version" in refused()
+    monkeypatch.undo()
+
+    sender = say_hello(run, endpoint, **identity)
+    header = DocumentHeader("seed", "snapshot", 0, SamplingSettings(1.0, 0.9, 0), -1.0, 3, 5)
+    for tokens in ([1, 2, 3], [1, 2, 65535]):  # an id that no vocabulary here has
+        sender.send(header, np.array(tokens), np.zeros(3, np.uint8))
+    sender.close(10.0)
+    assert not sender.unacknowledged
+
+    before = runs.num_steps(run)
+    runs.wait_for("it trains on", lambda: runs.num_steps(run) > before, process)
+    reasons = metrics(run, "trainer")
+    for reason in ("wrong_run", "wrong_tokenizer", "protocol_version"):
+        assert reasons[f'sbp_stream_refusals_total{{reason="{reason}"}}'] >= 1
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0
+    ledger = collect(run)["ledger"]
+    assert (ledger["sent"], ledger["imbalance"], ledger["dropped_by_reason"]) == (2, 0, {"out_of_vocabulary": 1})
+
+
+def say_hello(run: RunDir, endpoint: str, run_id: str, tokenizer_digest: str) -> Sender:
+    """A sender that has credit. Raises StreamRefused."""
+    vocab_size = run.config().data.vocab_size
+    sender = Sender(run.config().stream, lambda: endpoint, run_id, tokenizer_digest, vocab_size, "stranger")
+    end = time.monotonic() + 30
+    while sender.credit < 2:
+        assert time.monotonic() < end
+        sender.poll(0.05)
+    return sender
+
+
+def test_a_real_shard_that_was_damaged_ends_the_run_and_names_the_document(folder: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "damaged"
+    run = runs.make_run(folder, "run", f'data.dataset="{dataset}"')
+    shutil.copytree(configuration.load(overrides=runs.settings(folder, "run")).data.dataset, dataset)
+    shard = dataset / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"\x93NUMPY") + 130] ^= 1  # a token of the first document, behind the 128 bytes of NumPy's header
+    shard.write_bytes(data)
+    ended = sbp("train", "--run", str(run.path))
+    assert ended.returncode == 2
+    assert "is damaged; restore the shard" in last_words(run)
 
 
 def test_a_live_run_is_neither_started_twice_nor_moved_aside(folder: Path) -> None:
