@@ -26,7 +26,8 @@ class FollowerService(Service):
         dataset = Dataset.open(self.config.data.dataset)
         device = choose_device(self.config.training.device)
         clock = PhaseClock(PHASES)
-        self.trainer = build_trainer(self.config, dataset, Journal(self.run.journal), device, clock, self._world)
+        journal = Journal(self.run.journal)
+        self.trainer = build_trainer(self.config, dataset, journal, self.run.pairs, device, clock, self._world)
         if name := self._world.broadcast():
             store = CheckpointStore(self.run.checkpoints, self.config.checkpoint, dataset.tokenizer())
             _, state = store.load(name, self.trainer.model, self.trainer.optimizer)

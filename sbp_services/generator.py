@@ -22,6 +22,7 @@ from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
 from streaming_sbp.stream.sender import Sender
+from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
 from streaming_sbp.synthesizer.filters import DocumentFilter
@@ -198,7 +199,7 @@ class GeneratorService(Service):
             num_tokens=len(document.tokens),
             num_prompt_tokens=len(self.prompter.prompt(seed)),
         )
-        return Document(header, document.tokens, quantised_confidence(document.log_probs))
+        return Document(header, document.tokens, confidence.quantised(document.log_probs))
 
     def _send_waiting(self) -> None:
         while self.outbox and self.sender.credit > 0:
@@ -268,11 +269,6 @@ class GeneratorService(Service):
             "parent_tokens": serving.parent_tokens,
         }
         return {"snapshot": snapshot, "swaps": self.counts["swaps"], **self._throughput()}
-
-
-def quantised_confidence(log_probs: np.ndarray) -> np.ndarray:
-    """One byte a token: sixteenths of a nat, 0 for certain, 255 for 15.9 nats or less likely."""
-    return np.clip(np.rint(-log_probs * 16.0), 0, 255).astype(np.uint8)
 
 
 def main(run: RunDir, index: int, metrics_port: int = 0, connect: str | None = None) -> int:

@@ -74,7 +74,9 @@ class ReplayService(Service):
         journal = Journal(self._original.journal)
         if journal.first:
             raise ConfigError(f"{self._original.journal}: documents before {journal.first} were pruned; cannot replay")
-        self.trainer = build_trainer(self.config, dataset, journal, device, PhaseClock(PHASES), World())
+        self.trainer = build_trainer(
+            self.config, dataset, journal, self._original.pairs, device, PhaseClock(PHASES), World()
+        )
 
     def tick(self) -> bool:
         if self.comparison.steps == len(self._past):

@@ -12,6 +12,8 @@ from sbp_services.follower import FollowerService
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.find import made_from
+from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement
@@ -49,6 +51,7 @@ class TrainerService(Service):
         self.dataset = Dataset.open(self.config.data.dataset)
         self.device = choose_device(self.config.training.device)
         self.journal = Journal(self.run.journal, writable=True)
+        self._await_pairs()
         self._build()
         self._restore()
         self._listen()
@@ -57,9 +60,23 @@ class TrainerService(Service):
         if not trained.steps:
             self._evaluate()
 
+    def _await_pairs(self) -> None:
+        """With `mix.pair_share` the trainer's first batch has pairs, so that no later one depends on when they came."""
+        wanted = made_from(self.dataset, self.config.pairing, self.config.run.seed)
+        while self.config.mix.pair_share > 0 and not self.stopping:
+            if PairTable.load_made_from(self.run.pairs, wanted) is not None:
+                return
+            self.report("waiting", "for the pair table (mix.pair_share); `sbp pair` makes it")
+            self.sleep(0.5)
+        if self.stopping:
+            self.report("stopped", "before there were pairs")
+            raise SystemExit(0)
+
     def _build(self) -> None:
         self.tokenizer = tokenizer = self.dataset.tokenizer()
-        self.trainer = build_trainer(self.config, self.dataset, self.journal, self.device, self.clock, self.world)
+        self.trainer = build_trainer(
+            self.config, self.dataset, self.journal, self.run.pairs, self.device, self.clock, self.world
+        )
         self.heldout = HeldoutSet(
             self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
         )

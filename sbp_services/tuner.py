@@ -18,16 +18,17 @@ from transformers.utils import logging as transformers_logging
 
 from sbp_services.service import Service, log
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.find import made_from
 from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling
 from streaming_sbp.synthesizer.gate import Verdict, decide
-from streaming_sbp.synthesizer.prompt import PairSequences, Prompter
+from streaming_sbp.synthesizer.prompt import Mismatched, Pairs, PairSequences, Prompter, training_pairs
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
-from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, tune
+from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, tune
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
 
@@ -44,6 +45,7 @@ class Candidate:
     steps: Iterator[TuningProgress]
     started: float
     last: TuningProgress | None = None
+    base: dict[str, torch.Tensor] | None = None  # the checkpoint's weights, when the next tuning will continue
     untuned_pair_loss: float = math.nan
     error: str = ""
 
@@ -64,6 +66,7 @@ class TunerService(Service):
         self.device = choose_device(self.config.training.device)
         dataset = Dataset.open(self.config.data.dataset)
         self.documents, self.tokenizer = dataset.split("train"), dataset.tokenizer()
+        self._wanted_pairs = made_from(dataset, self.config.pairing, self.config.run.seed)
         self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
         self.engine = make_engine(self.config.generator, self.tokenizer)
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
@@ -72,6 +75,7 @@ class TunerService(Service):
         self.pairs: PairSequences | None = None
         self.candidate: Candidate | None = None
         self._passed_over: set[str] = set()  # digests of checkpoints that cannot be loaded
+        self._learnt: dict[str, torch.Tensor] = {}  # what the last published tuning changed, by parameter
         self._recall()
 
     def tick(self) -> bool:
@@ -92,10 +96,12 @@ class TunerService(Service):
         handled = [info.parent_tokens for info in self.store.list()]
         handled += [reason["parent_tokens"] for reason in self.quarantine.list()]
         self._handled_tokens = max(handled, default=-1)
-        verdicts = [r["verdict"] for r in self.run.read_records(self.name) if r["event"] == "snapshot"]
+        judged = [r for r in self.run.read_records(self.name) if r["event"] == "snapshot"]
+        verdicts = [r["verdict"] for r in judged]
         self._published, self._quarantined = verdicts.count("published"), verdicts.count("quarantined")
-        self._tuned_tokens = 0
+        self._tuned_tokens: int = sum(r["tuned_tokens"] for r in judged)
         self._newest = self.store.current()
+        self._trained_tokens = max(self._handled_tokens, 0)
 
     def _start(self) -> str:
         """Begin with the newest checkpoint; returns "" or what there is to wait for."""
@@ -105,39 +111,62 @@ class TunerService(Service):
         first = max(self.config.synthesizer.first_checkpoint_tokens, self._handled_tokens + 1)
         if checkpoint is None or checkpoint.tokens < first or checkpoint.digest in self._passed_over:
             return f"for a checkpoint of at least {first:,} trained tokens"
+        self._trained_tokens = checkpoint.tokens
+        if waiting_for := self._over_budget():
+            return waiting_for
         self.report("running", f"loading {checkpoint.path.name}", **self._known())
         model = self._load(checkpoint)
         if model is None:
             return f"for a checkpoint other than {checkpoint.path.name}"
         assert self.pairs is not None
+        base = self._continue(model) if self.config.synthesizer.start == "continue" else None
         steps = tune(model, self.pairs, self.pair_loss, self.config, self.tokenizer.pad_id, self.device)
-        self.candidate = Candidate(checkpoint, model, steps, time.monotonic())
+        self.candidate = Candidate(checkpoint, model, steps, time.monotonic(), base=base)
         return ""
 
+    def _over_budget(self) -> str:
+        """Why another tuning would exceed `synthesizer.max_compute_share`, or ""."""
+        limit = self.config.synthesizer.max_compute_share
+        allowed = limit * self._trained_tokens
+        needed = self._tuned_tokens + budget(self.config.synthesizer)
+        if not limit or needed <= allowed:
+            return ""
+        return f"for more trained tokens: {needed:,} tuned ones would exceed synthesizer.max_compute_share = {limit:g}"
+
+    def _continue(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Add what the last tuning learnt to the checkpoint's weights, which are returned as they were.
+
+        Task arithmetic (Ilharco et al., Editing models with task arithmetic, ICLR 2023), with factor 1.
+        """
+        weights = model.state_dict()
+        base = {name: weights[name].clone() for name, _ in model.named_parameters()}
+        with torch.no_grad():
+            for name, change in self._learnt.items():
+                weights[name].add_(change)
+        return base
+
     def _read_pairs(self) -> str:
-        table = PairTable.load(self.run.pairs)
+        table = PairTable.load_made_from(self.run.pairs, self._wanted_pairs)
         if table is None:
             return "for the pair table"
         heldout = np.flatnonzero(table.heldout)
-        train = np.flatnonzero(~table.heldout)
-        if not len(train) or not len(heldout):
+        self.pairs = training_pairs(table, self.documents, self.prompter)
+        if not len(self.pairs) or not len(heldout):
+            found, self.pairs = len(self.pairs), None
             return (
-                f"for pairs: the table has {len(train)} for training and {len(heldout)} held out, expected both; "
+                f"for pairs: the table has {found} for training and {len(heldout)} held out, expected both; "
                 "lower pairing.threshold or raise pairing.heldout_share, and pair again"
             )
-        chosen = np.random.default_rng(self.config.run.seed).permutation(heldout)[
-            : self.config.synthesizer.heldout_pairs
-        ]
-        judges = self._sequences(table, np.sort(chosen))
-        settings = self.config.synthesizer
-        row_tokens = self.prompter.longest_pair_tokens
-        self.pair_loss = PairLoss(judges, row_tokens, settings.batch_tokens, self.tokenizer.pad_id)
-        self.pairs = self._sequences(table, train)
-        self.record("pairs_read", num_heldout=len(judges), **asdict(self.pairs.cuts()))
+        shuffled = np.random.default_rng(self.config.run.seed).permutation(heldout)
+        chosen = np.sort(shuffled[: self.config.synthesizer.heldout_pairs])
+        judges = PairSequences(self.documents, table.seed[chosen], table.target[chosen], self.prompter)
+        self.pair_loss, self.unrelated_pair_loss = self._pair_loss(judges), self._pair_loss(Mismatched(judges))
+        self.record("pairs_read", num_heldout=len(chosen), **asdict(self.pairs.cuts()))
         return ""
 
-    def _sequences(self, table: PairTable, rows: np.ndarray) -> PairSequences:
-        return PairSequences(self.documents, table.seed[rows], table.target[rows], self.prompter)
+    def _pair_loss(self, pairs: Pairs) -> PairLoss:
+        batch_tokens = self.config.synthesizer.batch_tokens
+        return PairLoss(pairs, self.prompter.longest_pair_tokens, batch_tokens, self.tokenizer.pad_id)
 
     def _load(self, checkpoint: CheckpointInfo) -> PreTrainedModel | None:
         """The model of a checkpoint, fp32; None when it is damaged, or the trainer pruned it meanwhile."""
@@ -189,7 +218,7 @@ class TunerService(Service):
         self.report(
             "running",
             f"tuning {candidate.checkpoint.path.name}: held-out pair loss {progress.best_pair_loss:.3f}",
-            (progress.tuned_tokens, self.config.synthesizer.tuning_tokens, "tokens"),
+            (progress.tuned_tokens, max(budget(self.config.synthesizer), 1), "tokens"),
             **self._known(),
         )
 
@@ -231,9 +260,11 @@ class TunerService(Service):
         """Measure the saved candidate as a generator would serve it; None when a signal came."""
         if candidate.error:
             return Trial({}, Verdict((candidate.error,)), None)
+        precision = self.config.training.precision
         losses = {
-            "pair_loss": self.pair_loss(candidate.model, self.device, self.config.training.precision),
+            "pair_loss": self.pair_loss(candidate.model, self.device, precision),
             "untuned_pair_loss": candidate.untuned_pair_loss,
+            "unrelated_pair_loss": self.unrelated_pair_loss(candidate.model, self.device, precision),
         }
         settings = self.config.generator
         rng = np.random.default_rng(TRIAL_SEED)
@@ -250,7 +281,7 @@ class TunerService(Service):
         real = [seed[: settings.max_new_tokens] for seed in seeds]
         measures = losses | measure_trial(batch, real, settings)
         serving = self._newest.measures["pair_loss"] if self._newest else None
-        return Trial(measures, decide(measures, serving, self.config.gate), batch)
+        return Trial(measures, decide(measures, serving, self.config.gate, self.config.synthesizer.mode), batch)
 
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(
@@ -260,6 +291,9 @@ class TunerService(Service):
             num_pairs=self._num_pairs(),
             measures=trial.measures,
         )
+        if candidate.base is not None:
+            weights = candidate.model.state_dict()
+            self._learnt = {name: weights[name] - before for name, before in candidate.base.items()}
         self.store.prune(self.config.snapshots.keep_last, PRUNE_GRACE_S)
         log.info("published snapshot %d from %s", self._newest.version, candidate.checkpoint.path.name)
         return self._newest.digest, self._newest.version
@@ -304,6 +338,7 @@ class TunerService(Service):
             "quarantined": self._quarantined,
             "newest": _described(self._newest),
             "tuned_tokens": self._tuned_tokens,
+            "compute_share": self._tuned_tokens / self._trained_tokens if self._trained_tokens else 0.0,
         }
 
     def _num_pairs(self) -> int:

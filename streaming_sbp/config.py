@@ -105,6 +105,10 @@ class Mix(Section):
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
     forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
+    confidence: Literal["off", "mask", "weights"] = "off"  # synthetic tokens that the synthesizer only guessed
+    min_confidence: Share = 0.1  # "mask": a less likely token is context, no target; "weights": it counts p / this
+    pair_share: Share = 0.0  # share of trained tokens in related real documents, d1 <sep> d2; see synthesizer.mode
+    pair_loss: Literal["target", "both"] = "target"  # of such a pair, the second document is learnt, or both are
 
 
 class Packing(Section):
@@ -126,6 +130,10 @@ class Evaluation(Section):
 
 
 class Synthesizer(Section):
+    mode: Literal["tuned", "joint"] = "tuned"  # "joint": the trainer learns pairs itself (mix.pair_share), no tuning
+    start: Literal["fresh", "continue"] = "fresh"  # tune the checkpoint, or also what the last tuning changed
+    polish_tokens: Annotated[int, Field(ge=0)] = 0  # mode "joint": tune each checkpoint for so long all the same
+    max_compute_share: Annotated[float, Field(ge=0.0)] = 0.0  # tuned tokens per trained token, at most; 0: no limit
     first_checkpoint_tokens: Annotated[int, Field(ge=0)] = 0  # tune no checkpoint that has trained fewer tokens
     max_seed_tokens: Positive = 192  # a longer seed document is cut to its beginning
     max_target_tokens: Positive = 192  # a longer target document is cut, and then has no <eos>
@@ -148,6 +156,7 @@ class Gate(Section):
     max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
     max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
+    min_seed_gain: Annotated[float, Field(ge=0.0)] = 0.05  # nats that the first joint snapshot's seed documents save
 
 
 class Snapshots(Section):
@@ -242,6 +251,11 @@ class Config(Section):
             raise ValueError(
                 f"generator.max_new_tokens = {self.generator.max_new_tokens}: expected at most "
                 f"stream.max_document_tokens = {self.stream.max_document_tokens}"
+            )
+        if (self.synthesizer.mode == "joint") != (self.mix.pair_share > 0):
+            raise ValueError(
+                f'synthesizer.mode = "{self.synthesizer.mode}", mix.pair_share = {self.mix.pair_share:g}: expected '
+                '"joint" exactly when the trainer learns pairs (mix.pair_share above 0)'
             )
         starts = [step.tokens for step in self.mix.steps]
         if starts != sorted(set(starts)):

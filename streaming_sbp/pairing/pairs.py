@@ -75,6 +75,12 @@ class PairTable:
             )
         return table
 
+    @classmethod
+    def load_made_from(cls, folder: Path, wanted: MadeFrom) -> PairTable | None:
+        """`load`; None also while the pairer has still to replace the table of another data set or other settings."""
+        table = cls.load(folder)
+        return table if table is not None and table.made_from in (wanted, MadeFrom()) else None
+
     def save(self, folder: Path, document_ids: Sequence[str], statistics: dict[str, Any]) -> None:
         """Write both files; a crash leaves the old table or the new. ``document_ids``: of the training split."""
         folder = Path(folder)

@@ -31,12 +31,13 @@ class Verdict:
         return "published" if self.published else "quarantined"
 
 
-def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate: config.Gate) -> Verdict:
+def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate: config.Gate, mode: str) -> Verdict:
     """Compare with the bounds, and the pair loss with the serving snapshot's.
 
-    Without a serving snapshot (``None``) the candidate must be better than the checkpoint it was tuned from.
+    ``mode`` is `synthesizer.mode`. Without a serving snapshot (``None``) a tuned candidate must be better than the
+    checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents.
     """
-    reasons = [_pair_loss_reason(measures, serving_pair_loss, gate.max_pair_loss_increase)]
+    reasons = [_pair_loss_reason(measures, serving_pair_loss, gate, mode)]
     for measure, setting in BOUNDS.items():
         value, bound = measures[measure], getattr(gate, setting)
         if not value <= bound:
@@ -44,17 +45,17 @@ def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate:
     return Verdict(tuple(reason for reason in reasons if reason))
 
 
-def _pair_loss_reason(measures: Mapping[str, float], serving: float | None, max_increase: float) -> str:
-    value, untuned = measures["pair_loss"], measures["untuned_pair_loss"]
+def _pair_loss_reason(measures: Mapping[str, float], serving: float | None, gate: config.Gate, mode: str) -> str:
+    value = measures["pair_loss"]
     if not math.isfinite(value):
         return f"pair_loss = {value}: expected a finite number"
-    if serving is None:
-        if value < untuned:
-            return ""
-        return f"pair_loss = {value:.4f}: expected below {untuned:.4f}, the untuned checkpoint's (first snapshot)"
-    if value <= serving + max_increase:
-        return ""
-    return (
-        f"pair_loss = {value:.4f}: expected at most {serving + max_increase:.4f}, the serving snapshot's {serving:.4f} "
-        f"+ {max_increase:g} (gate.max_pair_loss_increase)"
-    )
+    if serving is not None:
+        bound = serving + gate.max_pair_loss_increase
+        why = f"the serving snapshot's {serving:.4f} + {gate.max_pair_loss_increase:g} (gate.max_pair_loss_increase)"
+    elif mode == "joint":
+        bound = measures["unrelated_pair_loss"] - gate.min_seed_gain
+        why = f"{gate.min_seed_gain:g} (gate.min_seed_gain) less than with unrelated seed documents (first snapshot)"
+    else:
+        bound = math.nextafter(measures["untuned_pair_loss"], -math.inf)
+        why = "below the untuned checkpoint's (first snapshot)"
+    return "" if value <= bound else f"pair_loss = {value:.4f}: expected at most {bound:.4f}, {why}"

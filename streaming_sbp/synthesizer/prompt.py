@@ -7,13 +7,15 @@ document where we cut it. What was cut is on every `PairSequence`, and summed by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Split
 from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.pairing.pairs import PairTable
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class PairSequence:
     num_prompt_tokens: int  # <bos> seed <sep>
     seed_cut_tokens: int
     target_cut_tokens: int
+    seed: int = -1  # its document in the split; -1: of none
+    target: int = -1
 
     @property
     def num_target_tokens(self) -> int:
@@ -61,6 +65,14 @@ class Prompter:
         return PairSequence(tokens, len(prompt), max(0, len(seed) - self.max_seed_tokens), target_cut)
 
 
+class Pairs(Protocol):
+    """`PairSequences`, or a list of `PairSequence`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> PairSequence: ...
+
+
 class PairSequences:
     """The sequences of some pairs, made when asked for. ``seeds`` and ``targets`` index into ``split``."""
 
@@ -72,7 +84,8 @@ class PairSequences:
 
     def __getitem__(self, i: int) -> PairSequence:
         seed, target = int(self._seeds[i]), int(self._targets[i])
-        return self._prompter.pair(self._split.tokens(seed), self._split.tokens(target))
+        made = self._prompter.pair(self._split.tokens(seed), self._split.tokens(target))
+        return replace(made, seed=seed, target=target)
 
     def cuts(self) -> Cuts:
         lengths = self._split.num_tokens
@@ -85,3 +98,23 @@ class PairSequences:
             int(seed_excess.sum()),
             int(target_excess.sum()),
         )
+
+
+class Mismatched:
+    """Each target with the seed document of another pair: what a loss is worth that does not need the seed."""
+
+    def __init__(self, pairs: Pairs):
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: int) -> PairSequence:
+        own, other = self._pairs[i], self._pairs[(i + max(1, len(self) // 2)) % len(self)]
+        prompt, target = other.tokens[: other.num_prompt_tokens], own.tokens[own.num_prompt_tokens :]
+        return replace(own, tokens=np.concatenate([prompt, target]), num_prompt_tokens=len(prompt), seed=other.seed)
+
+
+def training_pairs(table: PairTable, split: Split, prompter: Prompter) -> PairSequences:
+    """The pairs that are not held out. ``split``: the training split, which the table's numbers refer to."""
+    return PairSequences(split, table.seed[~table.heldout], table.target[~table.heldout], prompter)

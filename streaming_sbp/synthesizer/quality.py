@@ -17,8 +17,9 @@ from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
 from streaming_sbp.synthesizer.filters import copied_span, document_key, ngrams, repetition
 
 DISTINCT_NGRAM = 3
-# GATE_MEASURES in telemetry/metrics.py lists all measures. Two of them come from tuning, not from here: pair_loss and
-# untuned_pair_loss, nats per held-out target token, of the candidate and of its checkpoint before tuning.
+# GATE_MEASURES in telemetry/metrics.py lists all measures. Three of them come from tuning, not from here, in nats per
+# held-out target token: pair_loss of the candidate, untuned_pair_loss of the model before tuning, and
+# unrelated_pair_loss of the candidate given seed documents of other pairs: what the seed document is worth to it.
 
 
 @dataclass(frozen=True)

@@ -8,32 +8,24 @@ Several pairs share a row, masked from each other by restarting position ids (tr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import count
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from streaming_sbp import config
 from streaming_sbp.config import Config
-from streaming_sbp.synthesizer.prompt import PairSequence
-from streaming_sbp.training.batches import IGNORED, Batch
+from streaming_sbp.synthesizer.prompt import Pairs
+from streaming_sbp.training.batches import IGNORED, Batch, collate
+from streaming_sbp.training.mixer import PAIRS
 from streaming_sbp.training.model import token_losses
 from streaming_sbp.training.optim import build_optimizer, set_learning_rate
-from streaming_sbp.training.packing import Bin, Packer
+from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.sources import PairSource
 
-PAIR = "pair"
 FINAL_LEARNING_RATE_RATIO = 0.1
-
-
-class Pairs(Protocol):
-    """`PairSequences`, or a list of `PairSequence`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> PairSequence: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,11 @@ class TuningProgress:
     best_step: int
 
 
+def budget(settings: config.Synthesizer) -> int:
+    """Tokens of one tuning that pass through the model in training."""
+    return settings.tuning_tokens if settings.mode == "tuned" else settings.polish_tokens
+
+
 class TuningDiverged(RuntimeError):
     """The loss or the gradient is not finite. The model holds the weights of that step."""
 
@@ -58,14 +55,14 @@ class PairLoss:
     def __init__(self, pairs: Pairs, row_tokens: int, batch_tokens: int, pad_id: int):
         if not len(pairs):
             raise ValueError("held-out pairs: got none; expected at least one, raise pairing.heldout_share")
-        packer = Packer(config.Packing(), row_tokens)
-        for i in range(len(pairs)):
-            packer.add(PAIR, i, len(pairs[i].tokens))
+        packer, source = Packer(config.Packing(), row_tokens), PairSource(pairs, seed=0)
+        for position in range(len(pairs)):
+            packer.add(PAIRS, position, source.num_tokens(position))
         packer.flush()
         rows = list(packer.closed)
         size = max(1, batch_tokens // row_tokens)
         self._batches = [
-            collate_pairs(rows[i : i + size], pairs, row_tokens, pad_id) for i in range(0, len(rows), size)
+            collate(rows[i : i + size], {PAIRS: source}, row_tokens, pad_id) for i in range(0, len(rows), size)
         ]
 
     @torch.no_grad()
@@ -85,7 +82,8 @@ def tune(
 ) -> Iterator[TuningProgress]:
     """Train ``model`` (fp32, on ``device``) in place; when the iterator ends, it holds the best weights.
 
-    Ends at `synthesizer.tuning_tokens`, or after `synthesizer.patience` evaluations without a better held-out loss.
+    Ends at `budget`, which for mode "joint" may be none at all, or after `synthesizer.patience` evaluations without a
+    better held-out loss.
     Raises TuningDiverged.
     """
     settings, precision = config.synthesizer, config.training.precision
@@ -97,13 +95,16 @@ def tune(
     )
     best = _Best(model, pair_loss(model, device, precision))
     yield TuningProgress(0, 0, None, best.loss, best.loss, 0)
+    if not budget(settings):
+        model.eval()
+        return
     model.train()
     tuned_tokens = 0
     for step, batch in enumerate(pair_batches(pairs, settings, pad_id, config.run.seed), start=1):
         set_learning_rate(optimizer, _learning_rate(settings, step, tuned_tokens))
         train_loss = _step(model, optimizer, batch, device, precision, config.training.gradient_clip)
-        tuned_tokens += batch.num_tokens(PAIR)
-        spent = tuned_tokens >= settings.tuning_tokens
+        tuned_tokens += batch.num_tokens(PAIRS)
+        spent = tuned_tokens >= budget(settings)
         found = None
         if spent or step % settings.evaluate_every_steps == 0:
             found = pair_loss(model, device, precision)
@@ -116,47 +117,14 @@ def tune(
 
 def pair_batches(pairs: Pairs, settings: config.Synthesizer, pad_id: int, seed: int) -> Iterator[Batch]:
     """Packed batches of about `synthesizer.batch_tokens` for ever: every pair once an epoch, reshuffled each epoch."""
-    if not len(pairs):
-        raise ValueError("training pairs: got none; expected at least one, lower pairing.threshold")
     row_tokens = 2 + settings.max_seed_tokens + settings.max_target_tokens + 1
     num_rows = max(1, settings.batch_tokens // row_tokens)
-    packer = Packer(config.Packing(num_open_bins=2 * num_rows), row_tokens)
-    epoch = 0
-    while True:
-        for i in np.random.default_rng((seed, epoch)).permutation(len(pairs)).tolist():
-            packer.add(PAIR, i, len(pairs[i].tokens))
-            while len(packer.closed) >= num_rows:
-                rows = [packer.closed.popleft() for _ in range(num_rows)]
-                yield collate_pairs(rows, pairs, row_tokens, pad_id)
-        epoch += 1
-
-
-def collate_pairs(rows: Sequence[Bin], pairs: Pairs, row_tokens: int, pad_id: int) -> Batch:
-    """Packed rows as tensors; see `Batch`. Only target tokens are labels."""
-    shape = (len(rows), row_tokens)
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    source_ids = np.full(shape, -1, dtype=np.int64)
-    for r, row in enumerate(rows):
-        at = 0
-        for piece in row.pieces:
-            pair = pairs[piece.position]
-            end = at + len(pair.tokens)
-            input_ids[r, at:end] = pair.tokens
-            labels[r, at + pair.num_prompt_tokens : end] = pair.tokens[pair.num_prompt_tokens :]
-            position_ids[r, at:end] = np.arange(end - at)
-            source_ids[r, at:end] = 0
-            at = end
-        position_ids[r, at:] = np.arange(row_tokens - at)
-    return Batch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(labels),
-        torch.from_numpy(position_ids),
-        torch.from_numpy(source_ids),
-        source_names=(PAIR,),
-        rows=tuple(tuple(row.pieces) for row in rows),
-    )
+    packer, source = Packer(config.Packing(num_open_bins=2 * num_rows), row_tokens), PairSource(pairs, seed)
+    for position in count():
+        packer.add(PAIRS, position, source.num_tokens(position))
+        while len(packer.closed) >= num_rows:
+            rows = [packer.closed.popleft() for _ in range(num_rows)]
+            yield collate(rows, {PAIRS: source}, row_tokens, pad_id)
 
 
 class _Best:
@@ -208,5 +176,5 @@ def _step(
 def _learning_rate(settings: config.Synthesizer, step: int, tuned_tokens: int) -> float:
     """Linear warm-up over `warmup_steps`, then linear to a tenth at the end of the budget."""
     warmup = min(1.0, step / (settings.warmup_steps + 1))
-    left = 1.0 - min(1.0, tuned_tokens / settings.tuning_tokens)
+    left = 1.0 - min(1.0, tuned_tokens / budget(settings))
     return settings.learning_rate * warmup * (FINAL_LEARNING_RATE_RATIO + (1.0 - FINAL_LEARNING_RATE_RATIO) * left)

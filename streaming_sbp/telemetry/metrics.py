@@ -20,7 +20,7 @@ from prometheus_client import (
 
 disable_created_metrics()
 
-SOURCES = ("real", "synthetic")
+SOURCES = ("real", "synthetic", "pairs")
 PHASES = ("data_wait", "forward_backward", "optimizer", "evaluate", "checkpoint", "other")
 # The closed list of reasons for which a synthetic document is not trained (ledger term `dropped`).
 DROP_REASONS = (
@@ -40,6 +40,7 @@ HANDSHAKE_FAILURE_REASONS = ("auth", "protocol", "no_detail")
 GATE_MEASURES = (
     "pair_loss",
     "untuned_pair_loss",
+    "unrelated_pair_loss",
     "repetitive_share",
     "copied_share",
     "duplicate_share",
@@ -76,6 +77,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "sbp_trained_tokens_total", "counter", "Tokens that passed through the model in training", _TRAINER, _SOURCE
     ),
     Metric("sbp_trained_documents_total", "counter", "Documents fully trained", _TRAINER, _SOURCE),
+    Metric("sbp_trained_targets_total", "counter", "Tokens that the loss counted", _TRAINER, _SOURCE),
     Metric("sbp_steps_total", "counter", "Optimizer steps", _TRAINER),
     Metric("sbp_target_tokens", "gauge", "Tokens at which the run ends", _TRAINER),
     Metric("sbp_train_loss", "gauge", "Mean cross entropy of the last step, nats per token", _TRAINER, _SOURCE),

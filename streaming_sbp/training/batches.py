@@ -60,13 +60,15 @@ class Batch:
 
     ``labels`` are not shifted; the first token of a piece is no target, so that no document predicts another.
     ``position_ids`` restart at each piece, which is what masks documents from each other.
-    ``source_ids`` index into ``source_names``; padding is -1.
+    ``source_ids`` index into ``source_names``; padding is -1. ``weights`` (float32) say how much a target counts in the
+    loss; where it is 0 there is none.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     position_ids: torch.Tensor
     source_ids: torch.Tensor
+    weights: torch.Tensor
     source_names: tuple[str, ...]
     rows: tuple[tuple[Piece, ...], ...]  # what each sequence is made of
     decisions: Decisions = Decisions()
@@ -82,10 +84,14 @@ class Batch:
         """Positions of the documents that end in this batch."""
         return [piece.position for row in self.rows for piece in row if piece.source == source and piece.last]
 
+    def num_targets(self, source: str) -> int:
+        at = self.source_ids == self.source_names.index(source)
+        return int((at & (self.labels != IGNORED)).sum())
+
     def digest(self) -> str:
-        """Equal digests mean equal batches: tokens, targets and masks."""
+        """Equal digests mean equal batches: tokens, targets, weights and masks."""
         hasher = hashlib.sha256()
-        for tensor in (self.input_ids, self.labels, self.position_ids):
+        for tensor in (self.input_ids, self.labels, self.position_ids, self.weights):
             hasher.update(tensor.numpy().tobytes())
         return hasher.hexdigest()[:32]
 
@@ -97,6 +103,7 @@ class Batch:
             self.labels[rows],
             self.position_ids[rows],
             self.source_ids[rows],
+            self.weights[rows],
             self.source_names,
             self.rows[rows],
             self.decisions,
@@ -233,14 +240,17 @@ def collate(
     labels = np.full(shape, IGNORED, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     source_ids = np.full(shape, -1, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
     for r, row in enumerate(rows):
         at = 0
         for piece in row.pieces:
-            tokens = sources[piece.source].tokens(piece.position)[piece.start : piece.start + piece.length]
+            source, part = sources[piece.source], slice(piece.start, piece.start + piece.length)
             span = slice(at, at + piece.length)
-            input_ids[r, span] = tokens
-            labels[r, span] = tokens
-            labels[r, at] = IGNORED
+            input_ids[r, span] = source.tokens(piece.position)[part]
+            found = source.target_weights(piece.position)
+            weights[r, span] = 1.0 if found is None else found[part]
+            weights[r, at] = 0.0
+            labels[r, span] = np.where(weights[r, span] > 0, input_ids[r, span], IGNORED)
             position_ids[r, span] = np.arange(piece.length)
             source_ids[r, span] = names.index(piece.source)
             at += piece.length
@@ -250,6 +260,7 @@ def collate(
         torch.from_numpy(labels),
         torch.from_numpy(position_ids),
         torch.from_numpy(source_ids),
+        torch.from_numpy(weights),
         names,
         tuple(tuple(row.pieces) for row in rows),
         decisions,

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers.utils import logging as transformers_logging
 
-from streaming_sbp.config import Config
+from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.stream.journal import Journal
+from streaming_sbp.synthesizer.prompt import Prompter, training_pairs
 from streaming_sbp.training.batches import BatchStream
 from streaming_sbp.training.loop import PhaseClock, Trainer
-from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC, Mixer
 from streaming_sbp.training.model import build_model
 from streaming_sbp.training.packing import Packer
-from streaming_sbp.training.sources import RealSource, SyntheticSource
+from streaming_sbp.training.sources import PairSource, RealSource, Source, SyntheticSource
 from streaming_sbp.training.world import World
 
 
-def build_batches(settings: Config, dataset: Dataset, journal: Journal) -> BatchStream:
-    tokenizer, training = dataset.tokenizer(), settings.training
+def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: Path) -> BatchStream:
+    """``pairs``: the folder of the pair table. Raises ConfigError when pairs are to be trained, and there are none."""
+    tokenizer, training, mix = dataset.tokenizer(), settings.training, settings.mix
+    sources: dict[str, Source] = {
+        REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
+        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id, mix),
+    }
+    if mix.pair_share > 0:
+        sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)
     return BatchStream(
-        {
-            REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
-            SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id),
-        },
-        Mixer(settings.mix),
+        sources,
+        Mixer(mix, {PAIRS: mix.pair_share} if mix.pair_share > 0 else None),
         Packer(settings.packing, training.sequence_tokens),
         training.batch_sequences,
         training.sequence_tokens,
@@ -33,9 +42,32 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal) -> Batch
 
 
 def build_trainer(
-    settings: Config, dataset: Dataset, journal: Journal, device: torch.device, clock: PhaseClock, world: World
+    settings: Config,
+    dataset: Dataset,
+    journal: Journal,
+    pairs: Path,
+    device: torch.device,
+    clock: PhaseClock,
+    world: World,
 ) -> Trainer:
     transformers_logging.disable_progress_bar()  # a bar for each checkpoint that is written
     model = build_model(settings.model, dataset.tokenizer(), settings.run.seed)
-    batches = build_batches(settings, dataset, journal)
+    batches = build_batches(settings, dataset, journal, pairs)
     return Trainer(model, batches, journal, settings.training, device, clock, world)
+
+
+def _pair_source(folder: Path, settings: Config, dataset: Dataset, tokenizer: Tokenizer) -> PairSource:
+    table = PairTable.load(folder, dataset.manifest.digest)
+    if table is None:
+        raise ConfigError(f"{folder}: mix.pair_share = {settings.mix.pair_share:g} needs pairs; run `sbp pair`")
+    prompter = Prompter(tokenizer, settings.synthesizer)
+    if prompter.longest_pair_tokens > settings.training.sequence_tokens:
+        raise ConfigError(
+            f"a pair has up to {prompter.longest_pair_tokens} tokens, training.sequence_tokens = "
+            f"{settings.training.sequence_tokens}: with mix.pair_share expected a pair to fit into a sequence; lower "
+            "synthesizer.max_seed_tokens and max_target_tokens, or raise training.sequence_tokens"
+        )
+    pairs = training_pairs(table, dataset.split("train"), prompter)
+    if not len(pairs):
+        raise ConfigError(f"{folder}: the table has no pairs for training; lower pairing.threshold, and pair again")
+    return PairSource(pairs, settings.run.seed, both=settings.mix.pair_loss == "both")

@@ -65,6 +65,7 @@ class Trained:
         self.documents: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})
         self.by_generator: Counter[str] = Counter()
         self.by_snapshot: Counter[str] = Counter()
+        self.targets: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})  # tokens that the loss counts
         self.padding_tokens = 0
 
     @property
@@ -79,6 +80,7 @@ class Trained:
         for name in batch.source_names:
             self.tokens[name] += batch.num_tokens(name)
             self.documents[name] += len(batch.finished(name))
+            self.targets[name] += batch.num_targets(name)
         for position in finished:
             entry = journal.entry(position)
             self.by_generator[entry.generator] += 1
@@ -157,14 +159,18 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
 
     def _forward_backward(self, batch: Batch) -> dict[str, float | None]:
-        """Accumulate the gradient of the mean loss over all targets of the global batch, over this rank's rows."""
+        """Accumulate the gradient of the weighted mean loss over the global batch's targets, over this rank's rows.
+
+        The losses returned are plain means over the targets of each source.
+        """
+        whole = float(batch.weights[:, 1:].double().sum())
         counts = [int(_targets_of(batch, i).sum()) for i in range(len(batch.source_names))]
         sums = torch.zeros(len(counts), dtype=torch.float64)
         size = self._training.micro_batch_sequences or len(self._rows)
         for first in range(self._rows.start, self._rows.stop, size):
             part = batch.part(first, min(first + size, self._rows.stop))
             losses = token_losses(self.model, part, self._device, self._training.precision)
-            (losses.sum() / sum(counts)).backward()
+            ((losses * part.weights[:, 1:].to(self._device)).sum() / max(whole, 1.0)).backward()
             kept = losses.detach().to("cpu", torch.float64)
             for i in range(len(counts)):
                 sums[i] += kept[_targets_of(part, i)].sum()

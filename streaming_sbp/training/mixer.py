@@ -34,7 +34,7 @@ from typing import Any
 
 from streaming_sbp import config
 
-REAL, SYNTHETIC = "real", "synthetic"
+REAL, SYNTHETIC, PAIRS = "real", "synthetic", "pairs"
 
 
 def scheduled_share(mix: config.Mix, tokens_since_start: int) -> float:
@@ -118,6 +118,20 @@ class Mixer:
         if self.started_at is None or not self.tokens_since_start:
             return 0.0
         return (self.mixed_tokens[SYNTHETIC] - self.started_at[SYNTHETIC]) / self.tokens_since_start
+
+    @property
+    def scheduled_shares(self) -> dict[str, float]:
+        """Of each source, over the tokens mixed since the schedule began; compare `realised_shares`."""
+        shares = {SYNTHETIC: self.scheduled_share, **self._extra_shares}
+        return {REAL: 1.0 - sum(shares.values()), **shares}
+
+    @property
+    def realised_shares(self) -> dict[str, float]:
+        """Of each source, over the tokens mixed since the schedule began; before that, over all tokens."""
+        before = self.started_at or dict.fromkeys(self.mixed_tokens, 0)
+        since = {name: tokens - before[name] for name, tokens in self.mixed_tokens.items()}
+        total = sum(since.values())
+        return {name: tokens / total if total else 0.0 for name, tokens in since.items()}
 
     def choose(self, has_document: Mapping[str, bool]) -> Choice | None:
         """The next source, or None when the policy is to wait. Raises ValueError when any but synthetic has run out."""

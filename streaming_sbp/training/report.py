@@ -15,8 +15,6 @@ from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.sources import SyntheticSource
 
-SOURCES = (REAL, SYNTHETIC)
-
 
 def buffered_by_generator(trainer: Trainer, journal: Journal, num_accepted: int) -> Counter[str]:
     """Documents accepted and not yet trained: behind the cursor in the journal, or waiting in the packer's bins."""
@@ -34,7 +32,8 @@ class TrainingReport:
         self._seen_snapshots = set(trainer.trained.by_snapshot)
         self._loss_sums: Counter[str] = Counter()
         self._loss_tokens: Counter[str] = Counter()
-        self._mean_loss: dict[str, float | None] = dict.fromkeys(SOURCES)
+        self._sources = tuple(trainer.batches.sources)
+        self._mean_loss: dict[str, float | None] = dict.fromkeys(self._sources)
         self._heldout: HeldoutLoss | None = None
         self._last_step: Step | None = None
         self._staleness_tokens: float | None = None
@@ -50,7 +49,7 @@ class TrainingReport:
         self._last_step = step
         for name, loss in step.losses.items():
             if loss is not None and not step.skipped:
-                weight = step.batch.num_tokens(name)
+                weight = step.batch.num_targets(name)
                 self._loss_sums[name] += loss * weight  # type: ignore[assignment]
                 self._loss_tokens[name] += weight
                 self._metrics.set("sbp_train_loss", loss, source=name)
@@ -74,10 +73,10 @@ class TrainingReport:
         now, tokens = time.monotonic(), self._trainer.trained.total_tokens
         self._tokens_per_second = (tokens - self._window[1]) / max(now - self._window[0], 1e-9)
         self._window = (now, tokens)
-        for name in SOURCES:
+        for name in self._sources:
             if self._loss_tokens[name]:
                 self._mean_loss[name] = self._loss_sums[name] / self._loss_tokens[name]
-        loss = {name: self._mean_loss[name] if self._loss_tokens[name] else None for name in SOURCES}
+        loss = {name: self._mean_loss[name] if self._loss_tokens[name] else None for name in self._sources}
         self._loss_sums.clear()
         self._loss_tokens.clear()
         self._balance(sessions, num_accepted)
@@ -148,6 +147,7 @@ class TrainingReport:
             "tokens": trained.total_tokens,
             "trained_tokens": dict(trained.tokens),
             "trained_documents": dict(trained.documents),
+            "trained_targets": dict(trained.targets),
             "padding_tokens": trained.padding_tokens,
             "real_epochs": round(self._trainer.batches.sources[REAL].epochs, 4),
             "tokens_per_second": round(self._tokens_per_second, 1),
@@ -187,17 +187,19 @@ class TrainingReport:
 
     def _export(self) -> None:
         set_, mixer, trained = self._metrics.set, self._trainer.batches.mixer, self._trainer.trained
-        for name in SOURCES:
+        for name in self._sources:
             self._count("sbp_trained_tokens_total", trained.tokens[name], source=name)
             self._count("sbp_trained_documents_total", trained.documents[name], source=name)
+            self._count("sbp_trained_targets_total", trained.targets[name], source=name)
             set_("sbp_mix_deviation_tokens", -mixer.deficit_tokens[name], source=name)
-        for share, metric in (
-            (mixer.scheduled_share, "sbp_mix_scheduled_share"),
-            (mixer.current_share, "sbp_mix_current_share"),
-            (mixer.realised_share, "sbp_mix_realised_share"),
+        for metric, shares in (
+            ("sbp_mix_scheduled_share", mixer.scheduled_shares),
+            ("sbp_mix_realised_share", mixer.realised_shares),
         ):
-            set_(metric, 1.0 - share, source=REAL)
-            set_(metric, share, source=SYNTHETIC)
+            for name, share in shares.items():
+                set_(metric, share, source=name)
+        set_("sbp_mix_current_share", mixer.current_share, source=SYNTHETIC)
+        set_("sbp_mix_current_share", 1.0 - mixer.current_share - self._settings.mix.pair_share, source=REAL)
         for phase, seconds in self._trainer.clock.seconds.items():
             self._count("sbp_phase_seconds_total", seconds, phase=phase)
         set_("sbp_mix_debt_tokens", mixer.debt_tokens)

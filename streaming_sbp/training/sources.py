@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from streaming_sbp import config
 from streaming_sbp.data.dataset import Split
 from streaming_sbp.stream.journal import Journal
+from streaming_sbp.synthesizer import confidence
+from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
 
 
 class Source(Protocol):
@@ -38,27 +41,26 @@ class Source(Protocol):
         """Length of the training sequence, <bos> and <eos> included."""
         ...
 
+    def target_weights(self, position: int) -> np.ndarray | None:
+        """How much each of `tokens` counts as a target, float32, 0 for none; None: all of them fully."""
+        ...
+
     def tokens(self, position: int) -> np.ndarray:
         """The training sequence ``<bos> document <eos>``, int64."""
         ...
 
 
-class RealSource:
-    """The real documents, reshuffled each epoch: position ``epoch * len + i`` is the i-th of that epoch's order.
+class Reshuffled:
+    """What repeats: position ``epoch * size + i`` is the i-th of that epoch's order, which depends on (seed, epoch)."""
 
-    The order depends only on (seed, epoch).
-    """
-
-    def __init__(self, split: Split, bos_id: int, eos_id: int, seed: int):
-        if len(split) == 0:
-            raise ValueError("the training split holds no document; ingest more text or lower data.heldout_share")
-        self._split, self._bos_id, self._eos_id, self._seed = split, bos_id, eos_id, seed
+    def __init__(self, size: int, seed: int):
+        self._size, self._seed = size, seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self.cursor = 0
 
     @property
     def epochs(self) -> float:
-        return self.cursor / len(self._split)
+        return self.cursor / self._size
 
     def has_document(self) -> bool:
         return True
@@ -74,12 +76,25 @@ class RealSource:
 
     def next_epoch(self, position: int) -> int:
         """The first position of the epoch after that of ``position``; ``position`` itself at the start of one."""
-        return -(-position // len(self._split)) * len(self._split)
+        return -(-position // self._size) * self._size
 
     def document(self, position: int) -> int:
-        """Index into the training split."""
-        epoch, offset = divmod(position, len(self._split))
+        """Index of what is repeated: a document of the split, or a pair."""
+        epoch, offset = divmod(position, self._size)
         return int(self._order(epoch)[offset])
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._size)
+
+
+class RealSource(Reshuffled):
+    """The real documents. Raises ValueError when there is none."""
+
+    def __init__(self, split: Split, bos_id: int, eos_id: int, seed: int):
+        if len(split) == 0:
+            raise ValueError("the training split holds no document; ingest more text or lower data.heldout_share")
+        super().__init__(len(split), seed)
+        self._split, self._bos_id, self._eos_id = split, bos_id, eos_id
 
     def num_tokens(self, position: int) -> int:
         return int(self._split.num_tokens[self.document(position)]) + 2
@@ -87,15 +102,46 @@ class RealSource:
     def tokens(self, position: int) -> np.ndarray:
         return framed(self._split.tokens(self.document(position)), self._bos_id, self._eos_id)
 
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._split))
+    def target_weights(self, position: int) -> None:
+        return None
+
+
+class PairSource(Reshuffled):
+    """Related real documents, ``<bos> d1 <sep> d2 <eos>``; the loss counts d2, or ``both``.
+
+    Raises ValueError when there is none.
+    """
+
+    def __init__(self, pairs: Pairs, seed: int, *, both: bool = False):
+        if not len(pairs):
+            raise ValueError("training pairs: got none; expected at least one, lower pairing.threshold")
+        super().__init__(len(pairs), seed)
+        self._pairs, self._both = pairs, both
+
+    def pair(self, position: int) -> PairSequence:
+        return self._pairs[self.document(position)]
+
+    def num_tokens(self, position: int) -> int:
+        return len(self.pair(position).tokens)
+
+    def tokens(self, position: int) -> np.ndarray:
+        return self.pair(position).tokens
+
+    def target_weights(self, position: int) -> np.ndarray | None:
+        pair = self.pair(position)
+        if self._both:
+            return None
+        return (np.arange(len(pair.tokens)) >= pair.num_prompt_tokens).astype(np.float32)
 
 
 class SyntheticSource:
-    """The journal's documents, each once, in the order in which they were accepted."""
+    """The journal's documents, each once, in the order in which they were accepted.
 
-    def __init__(self, journal: Journal, bos_id: int, eos_id: int):
-        self._journal, self._bos_id, self._eos_id = journal, bos_id, eos_id
+    ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely.
+    """
+
+    def __init__(self, journal: Journal, bos_id: int, eos_id: int, mix: config.Mix):
+        self._journal, self._bos_id, self._eos_id, self._mix = journal, bos_id, eos_id, mix
         self.cursor = 0
         self.damaged: Counter[str] = Counter()  # documents passed over, by generator
         self._intact = -1  # a position known to be intact
@@ -130,6 +176,15 @@ class SyntheticSource:
 
     def tokens(self, position: int) -> np.ndarray:
         return framed(self._journal.tokens(position), self._bos_id, self._eos_id)
+
+    def target_weights(self, position: int) -> np.ndarray | None:
+        """By the probability p of each token: "mask": 0 below `mix.min_confidence`; "weights": p / that, at most 1."""
+        if self._mix.confidence == "off" or self._mix.min_confidence == 0.0:
+            return None
+        certainty = confidence.probabilities(self._journal.confidence(position)) / self._mix.min_confidence
+        weights = np.ones(len(certainty) + 2, dtype=np.float32)
+        weights[1:-1] = certainty >= 1.0 if self._mix.confidence == "mask" else np.minimum(certainty, 1.0)
+        return weights
 
 
 def framed(tokens: Sequence[int] | np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:

@@ -19,9 +19,9 @@ from streaming_sbp.training.batches import BatchStream
 from streaming_sbp.training.build import build_batches
 from streaming_sbp.training.checkpoint import newest_before
 from streaming_sbp.training.history import PastStep, read_steps
-from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC
 from streaming_sbp.training.packing import Bin, Piece
-from streaming_sbp.training.sources import RealSource
+from streaming_sbp.training.sources import PairSource, RealSource
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
     """The step as it was logged, and what it was made of. Raises ConfigError when the step was not trained."""
     settings = run.config()
     dataset, journal = Dataset.open(settings.data.dataset), Journal(run.journal)
-    batches = build_batches(settings, dataset, journal)
+    batches = build_batches(settings, dataset, journal, run.pairs)
     done = 0
     if checkpoint := newest_before(run.checkpoints, step):
         info, state = checkpoint
@@ -50,6 +50,7 @@ def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
     train = dataset.split("train")
     real = batches.sources[REAL]
     assert isinstance(real, RealSource)
+    pairs = batches.sources.get(PAIRS)
 
     def described(piece: Piece) -> dict[str, Any]:
         if piece.source == SYNTHETIC:
@@ -62,6 +63,10 @@ def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
                 "session": entry.session,
                 "seq": entry.seq,
             }
+        if piece.source == PAIRS:
+            assert isinstance(pairs, PairSource)
+            pair = pairs.pair(piece.position)
+            return {"seed_id": train.ids[pair.seed], "target_id": train.ids[pair.target]}
         index = real.document(piece.position)
         epoch = piece.position // len(train)
         return {"id": train.ids[index], "shard": train.shard(index), "origin": train.origins[index], "epoch": epoch}

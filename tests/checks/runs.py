@@ -149,7 +149,7 @@ def uninterrupted_digests(run: RunDir) -> tuple[list[str], list[int], Any]:
     trained, and the loader.
     """
     config = run.config()
-    batches = build_batches(config, Dataset.open(config.data.dataset), Journal(run.journal))
+    batches = build_batches(config, Dataset.open(config.data.dataset), Journal(run.journal), run.pairs)
     digests, trained = [], []
     for past in read_steps(run.steps):
         batch = batches.next(past.decisions)

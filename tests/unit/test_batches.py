@@ -39,6 +39,9 @@ class ListSource:
         rng = np.random.default_rng((self._seed, position))
         return rng.integers(4, 1000, size=rng.integers(3, 150))
 
+    def target_weights(self, position):
+        return None
+
     def num_tokens(self, position):
         return len(self.tokens(position))
 

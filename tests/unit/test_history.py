@@ -92,7 +92,7 @@ def test_a_trace_names_the_document_of_every_token(tiny_config, tmp_path):
     run = RunDir.open_or_create(tiny_config)
     dataset, journal = Dataset.open(tiny_config.data.dataset), Journal(run.journal, writable=True)
     journal.append([document(seq, 40) for seq in range(200)])
-    batches = build_batches(tiny_config, dataset, journal)
+    batches = build_batches(tiny_config, dataset, journal, tmp_path)
     log, made = StepLog(run.steps, 0), []
     for step in range(30):
         if step == 5:
@@ -126,6 +126,7 @@ def test_a_trace_names_the_document_of_every_token(tiny_config, tmp_path):
 
 
 def test_damaged_documents_are_passed_over_and_counted(tmp_path):
+    from streaming_sbp import config
     from streaming_sbp.stream.journal import Journal
     from streaming_sbp.training.sources import SyntheticSource
     from tests.unit.test_stream_journal import document
@@ -139,11 +140,11 @@ def test_damaged_documents_are_passed_over_and_counted(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(document(2, 20).tokens.tobytes())] ^= 1
     path.write_bytes(data)
-    source = SyntheticSource(Journal(tmp_path), 1, 2)
+    source = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
     taken = []
     while source.has_document():
         taken.append(source.cursor)
         source.cursor += 1
     assert taken == [0, 3]
     assert source.damaged == {"unknown": 1, "generator-0": 1}
-    assert SyntheticSource(Journal(tmp_path), 1, 2).state_dict() == {"cursor": 0, "damaged": {}}
+    assert SyntheticSource(Journal(tmp_path), 1, 2, config.Mix()).state_dict() == {"cursor": 0, "damaged": {}}

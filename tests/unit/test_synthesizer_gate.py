@@ -11,7 +11,7 @@ from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
 from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
 from streaming_sbp.synthesizer.gate import decide
-from streaming_sbp.synthesizer.prompt import Prompter
+from streaming_sbp.synthesizer.prompt import Mismatched, Prompter
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import KEEP_LAST, NUM_EXAMPLES, Quarantine
 from streaming_sbp.synthesizer.tuning import PairLoss, tune
@@ -36,7 +36,9 @@ class Bench:
     def __init__(self, folder):
         self.tokenizer = make_tokenizer()
         self.prompter = Prompter(self.tokenizer, tuning_config().synthesizer)
-        self.judge = PairLoss(topic_pairs(self.prompter, 64, 100), self.prompter.longest_pair_tokens, 1024, 0)
+        pairs, row_tokens = topic_pairs(self.prompter, 64, 100), self.prompter.longest_pair_tokens
+        self.judge = PairLoss(pairs, row_tokens, 1024, 0)
+        self.unrelated = PairLoss(Mismatched(pairs), row_tokens, 1024, 0)
         self.engine = TransformersEngine(CPU, "fp32", 16, self.tokenizer)
         self.folder = folder
         self.untuned_loss = self.judge(self.new_model(), CPU, "fp32")
@@ -61,7 +63,11 @@ class Bench:
         trial = sample_trial(
             self.engine, seeds, [self.prompter.prompt(seed) for seed in seeds], Sampling.of(GENERATOR), 1
         )
-        losses = {"pair_loss": self.judge(model, CPU, "fp32"), "untuned_pair_loss": self.untuned_loss}
+        losses = {
+            "pair_loss": self.judge(model, CPU, "fp32"),
+            "untuned_pair_loss": self.untuned_loss,
+            "unrelated_pair_loss": self.unrelated(model, CPU, "fp32"),
+        }
         return losses | measure_trial(trial, real, GENERATOR)
 
 
@@ -80,19 +86,20 @@ def faults(verdict):
 
 
 def test_a_good_candidate_is_published(good):
-    verdict = decide(good, None, config.Gate())
+    verdict = decide(good, None, config.Gate(), "tuned")
     assert verdict.published, verdict.reasons
     assert str(verdict) == "published"
     assert set(good) == set(GATE_MEASURES)
     assert all(math.isfinite(value) for value in good.values())
+    assert good["unrelated_pair_loss"] > good["pair_loss"] + 1.0  # it uses the seed document
     assert good["mean_tokens"] == pytest.approx(good["real_mean_tokens"], rel=0.5)
     assert good["mean_log_prob"] == pytest.approx(-math.log(4), abs=0.5)
 
 
 def test_random_weights_fail_by_their_pair_loss(bench, good):
     random = bench.measure(make_model(bench.tokenizer.vocab_size, seed=9, hidden_size=64))
-    assert "pair_loss" in faults(decide(random, good["pair_loss"], config.Gate()))
-    assert "pair_loss" in faults(decide(bench.measure(bench.new_model()), None, config.Gate()))
+    assert "pair_loss" in faults(decide(random, good["pair_loss"], config.Gate(), "tuned"))
+    assert "pair_loss" in faults(decide(bench.measure(bench.new_model()), None, config.Gate(), "tuned"))
 
 
 def test_a_candidate_that_repeats_itself_fails_by_repetition(bench, good):
@@ -100,24 +107,24 @@ def test_a_candidate_that_repeats_itself_fails_by_repetition(bench, good):
         return np.tile(seed_doc[:2], 9)
 
     measures = bench.measure(bench.tuned(repeating))
-    assert "repetitive_share" in faults(decide(measures, good["pair_loss"], config.Gate()))
+    assert "repetitive_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
     assert measures["distinct_ngrams"] < 0.5 * measures["real_distinct_ngrams"]
 
 
 def test_a_candidate_that_says_the_same_to_every_seed_fails_by_duplicates(bench, good):
     measures = bench.measure(bench.tuned(lambda seed_doc: FIRST_WORD + np.arange(15)))
-    assert "duplicate_share" in faults(decide(measures, good["pair_loss"], config.Gate()))
+    assert "duplicate_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
 
 
 def test_a_candidate_that_ends_at_once_fails_as_empty(bench, good):
     measures = bench.measure(bench.tuned(lambda seed_doc: seed_doc[:1]))
-    assert "empty_share" in faults(decide(measures, good["pair_loss"], config.Gate()))
+    assert "empty_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
 
 
 def test_a_candidate_that_never_ends_fails_as_unfinished(bench, good):
     rng = np.random.default_rng(3)
     measures = bench.measure(bench.tuned(lambda seed_doc: rng.permutation(np.repeat(seed_doc, 20))[:60]))  # all cut
-    assert "unfinished_share" in faults(decide(measures, good["pair_loss"], config.Gate()))
+    assert "unfinished_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
 
 
 def test_copies_of_the_seed_fail_as_copied():
@@ -130,7 +137,7 @@ def test_copies_of_the_seed_fail_as_copied():
     measures = measure_trial(TrialBatch(seeds, copies + others), seeds, config.Generator())
     assert measures["copied_share"] == pytest.approx(8 / 40)
     losses = {"pair_loss": 1.0, "untuned_pair_loss": 2.0}
-    assert faults(decide(losses | measures, None, config.Gate())) == ["copied_share"]
+    assert faults(decide(losses | measures, None, config.Gate(), "tuned")) == ["copied_share"]
 
 
 @pytest.mark.parametrize(
@@ -139,11 +146,11 @@ def test_copies_of_the_seed_fail_as_copied():
 )
 def test_pair_loss_is_compared_with_the_serving_snapshot_or_the_untuned_checkpoint(pair_loss, serving, published, good):
     measures = good | {"pair_loss": pair_loss, "untuned_pair_loss": 3.9}
-    assert decide(measures, serving, config.Gate()).published == published
+    assert decide(measures, serving, config.Gate(), "tuned").published == published
 
 
 def test_every_reason_is_spelled_out_with_value_and_bound(good):
-    verdict = decide(good | {"repetitive_share": 0.5, "duplicate_share": 0.2}, None, config.Gate())
+    verdict = decide(good | {"repetitive_share": 0.5, "duplicate_share": 0.2}, None, config.Gate(), "tuned")
     assert verdict.reasons == (
         "repetitive_share = 0.500: expected at most 0.25 (gate.max_repetitive_share)",
         "duplicate_share = 0.200: expected at most 0.1 (gate.max_duplicate_share)",
@@ -173,3 +180,10 @@ def test_quarantine_keeps_the_last_few_with_reason_and_ten_examples(tmp_path):
     assert json.loads((newest / "reason.json").read_text())["reasons"] == ["pair_loss = 9: expected less"]
     assert len(json.loads((newest / "examples.json").read_text())) == NUM_EXAMPLES
     assert (newest / "model" / "model.safetensors").exists()
+
+
+def test_the_first_joint_snapshot_must_use_its_seed_document(bench, good):
+    assert decide(good, None, config.Gate(), "joint").published
+    measures = good | {"unrelated_pair_loss": good["pair_loss"] - 0.01}
+    assert faults(decide(measures, None, config.Gate(), "joint")) == ["pair_loss"]
+    assert decide(measures, good["pair_loss"], config.Gate(), "joint").published  # a later one: not worse than serving

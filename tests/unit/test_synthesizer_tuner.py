@@ -22,6 +22,10 @@ from streaming_sbp.training.optim import build_optimizer
 
 @pytest.fixture
 def run(tiny_config):
+    return make_run(tiny_config)
+
+
+def make_run(tiny_config, *extra):
     settings = [
         "synthesizer.tuning_tokens=40000",
         "synthesizer.batch_tokens=2048",
@@ -31,6 +35,7 @@ def run(tiny_config):
         "gate.trial_documents=16",
         "gate.max_unfinished_share=1.0",
         "telemetry.status_every_s=0.05",
+        *extra,
     ]
     tree = config.apply_overrides(tiny_config.model_dump(mode="json"), settings)
     return RunDir.open_or_create(config.build(tree))
@@ -93,10 +98,10 @@ def write_pairs(run, num_pairs=300, num_heldout=40):
     write_json(run.pairs / "statistics.json", {})
 
 
-def write_checkpoint(run, step, tokens):
+def write_checkpoint(run, step, tokens, seed=None):
     settings = run.config()
     tokenizer = Dataset.open(settings.data.dataset).tokenizer()
-    model = build_model(settings.model, tokenizer, seed=step)
+    model = build_model(settings.model, tokenizer, seed=step if seed is None else seed)
     store = CheckpointStore(run.checkpoints, run.config().checkpoint, tokenizer)
     store.save(step, tokens, model, build_optimizer(model, settings.training), {})
     store.wait()
@@ -181,3 +186,44 @@ def test_a_signal_in_the_middle_of_tuning_abandons_it(run):
     assert snapshot_records(run) == []
     assert list(run.snapshots.iterdir()) == []
     assert list(run.quarantine.iterdir()) == []
+
+
+def test_a_tuning_that_continues_starts_better_than_the_checkpoint(tiny_config):
+    run = make_run(tiny_config, 'synthesizer.start="continue"')
+    write_pairs(run)
+    write_checkpoint(run, 10, 5000)
+
+    def next_checkpoint_when_published(status):
+        if "at least 5,001" in status["detail"] and not (run.checkpoints / "step-00000020").exists():
+            write_checkpoint(run, 20, 9000, seed=10)  # the same weights as before: only what was learnt helps
+        return waits_for("at least 9,001")(status)
+
+    serve(run, next_checkpoint_when_published)
+    first, second = (record["measures"] for record in snapshot_records(run))
+    assert second["untuned_pair_loss"] == pytest.approx(first["pair_loss"], abs=0.02)
+    assert second["untuned_pair_loss"] < first["untuned_pair_loss"] - 0.5
+
+
+def test_tuning_waits_while_it_would_take_more_than_its_share_of_the_compute(tiny_config):
+    run = make_run(tiny_config, "synthesizer.max_compute_share=0.5")
+    write_pairs(run)
+    write_checkpoint(run, 10, 5000)
+    assert "would exceed synthesizer.max_compute_share = 0.5" in serve(run, waits_for("more trained"))["detail"]
+    assert not snapshot_records(run)
+    write_checkpoint(run, 20, 100_000)
+    facts = serve(run, waits_for("at least 100,001"))["facts"]
+    assert len(snapshot_records(run)) == 1
+    assert 0.4 < facts["compute_share"] < 0.5
+
+
+def test_in_joint_mode_a_checkpoint_is_judged_as_it_is(tiny_config):
+    run = make_run(tiny_config, 'synthesizer.mode="joint"', "mix.pair_share=0.3", "gate.max_empty_share=1.0")
+    write_pairs(run)
+    checkpoint = write_checkpoint(run, 10, 5000)
+    facts = serve(run, waits_for("at least 5,001"))["facts"]
+    (judged,) = snapshot_records(run)
+    assert facts["tuned_tokens"] == judged["tuned_tokens"] == 0
+    assert judged["measures"]["pair_loss"] == judged["measures"]["untuned_pair_loss"]
+    assert judged["verdict"] == "quarantined"  # random weights do not use the seed document
+    assert any("unrelated seed documents" in reason for reason in judged["reasons"])
+    assert checkpoint.exists()

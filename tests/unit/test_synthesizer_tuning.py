@@ -8,9 +8,11 @@ from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Sampling, generate
 from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
 from streaming_sbp.synthesizer.prompt import PairSequences, Prompter
-from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, collate_pairs, pair_batches, tune
-from streaming_sbp.training.batches import IGNORED
-from streaming_sbp.training.packing import Packer
+from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, pair_batches, tune
+from streaming_sbp.training.batches import IGNORED, collate
+from streaming_sbp.training.mixer import PAIRS
+from streaming_sbp.training.packing import Bin, Packer
+from streaming_sbp.training.sources import PairSource
 from tests.unit.synthesizer_models import (
     FIRST_WORD,
     NUM_TOPICS,
@@ -36,11 +38,15 @@ def prompter(tokenizer):
 
 def packed(pairs, prompter, pad_id):
     packer = Packer(config.Packing(), prompter.longest_pair_tokens)
-    for i, pair in enumerate(pairs):
-        packer.add("pair", i, len(pair.tokens))
+    source = PairSource(pairs, seed=0)
+    for position in range(len(pairs)):
+        packer.add(PAIRS, position, source.num_tokens(position))
     packer.flush()
-    rows = list(packer.closed)
-    return rows, collate_pairs(rows, pairs, prompter.longest_pair_tokens, pad_id)
+    rows = [
+        Bin(row.capacity, [p._replace(position=source.document(p.position)) for p in row.pieces])
+        for row in packer.closed
+    ]
+    return rows, collate(list(packer.closed), {PAIRS: source}, prompter.longest_pair_tokens, pad_id)
 
 
 # --- prompts ---

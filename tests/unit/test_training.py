@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def make_trainer(settings: Config, folder: Path, **training: object) -> Trainer:
     changed = settings.model_copy(update={"training": settings.training.model_copy(update=training)})
     dataset = Dataset.open(settings.data.dataset)
-    return build_trainer(changed, dataset, Journal(folder), CPU, PhaseClock(PHASES), World())
+    return build_trainer(changed, dataset, Journal(folder), folder, CPU, PhaseClock(PHASES), World())
 
 
 def make_store(settings: Config, folder: Path, **kept: object) -> CheckpointStore:

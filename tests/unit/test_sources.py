@@ -1,0 +1,191 @@
+"""What a source gives beside tokens: which of them are targets, and how much each counts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streaming_sbp import config
+from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.find import made_from
+from streaming_sbp.pairing.pairs import PairTable
+from streaming_sbp.stream.journal import Journal
+from streaming_sbp.stream.shards import AcceptedDocument
+from streaming_sbp.synthesizer import confidence
+from streaming_sbp.synthesizer.prompt import PairSequence
+from streaming_sbp.training.batches import IGNORED, collate
+from streaming_sbp.training.build import build_batches
+from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC
+from streaming_sbp.training.model import token_losses
+from streaming_sbp.training.packing import Bin, Piece
+from streaming_sbp.training.sources import PairSource, SyntheticSource
+from tests.unit.test_stream_journal import document
+from tests.unit.test_training import CPU, make_trainer
+
+BOS, EOS = 1, 2
+
+
+def with_mix(settings: Config, **mix: object) -> Config:
+    mode = "joint" if mix.get("pair_share") else "tuned"
+    return settings.model_copy(
+        update={
+            "mix": settings.mix.model_copy(update=mix),
+            "synthesizer": settings.synthesizer.model_copy(
+                update={"mode": mode, "max_seed_tokens": 48, "max_target_tokens": 48}
+            ),
+        }
+    )
+
+
+def synthetic_source(folder: Path, log_probs: list[float], **mix: object) -> SyntheticSource:
+    plain = document(0, len(log_probs))
+    certainty = confidence.quantised(np.array(log_probs))
+    journal = Journal(folder, writable=True)
+    journal.append([AcceptedDocument("g", "s", 0, plain.header, plain.tokens, certainty)])
+    return SyntheticSource(journal, BOS, EOS, config.Mix(**mix))
+
+
+def collated(source: SyntheticSource, capacity: int = 16):
+    piece = Piece(SYNTHETIC, 0, 0, source.num_tokens(0), True)
+    return collate([Bin(capacity, [piece])], {SYNTHETIC: source}, capacity, 0)
+
+
+@pytest.mark.parametrize("nats", [0.0, 0.3, 2.3, 7.0, 15.0])
+def test_a_probability_survives_the_byte_within_three_percent(nats):
+    stored = confidence.probabilities(confidence.quantised(np.array([-nats])))
+    assert stored[0] == pytest.approx(math.exp(-nats), rel=0.032)
+
+
+def test_guessed_tokens_are_context_and_no_targets(tmp_path):
+    log_probs = [math.log(p) for p in (0.9, 0.05, 0.5, 0.01)]
+    source = synthetic_source(tmp_path, log_probs, confidence="mask", min_confidence=0.1)
+    batch, tokens = collated(source), source.tokens(0).tolist()
+    assert batch.input_ids[0, :6].tolist() == tokens
+    expected = [IGNORED, tokens[1], IGNORED, tokens[3], IGNORED, tokens[5]]  # <eos> is always one
+    assert batch.labels[0, :6].tolist() == expected
+    assert batch.weights[0].tolist() == [0, 1, 0, 1, 0, 1, *[0] * 10]
+    assert batch.num_targets(SYNTHETIC) == 3
+
+
+def test_weights_fall_with_the_probability(tmp_path):
+    log_probs = [math.log(p) for p in (0.9, 0.05, 0.1, 0.01)]
+    source = synthetic_source(tmp_path, log_probs, confidence="weights", min_confidence=0.1)
+    weights = collated(source).weights[0, 1:6].numpy()
+    assert weights == pytest.approx([1.0, 0.5, 1.0, 0.1, 1.0], rel=0.04)
+
+
+def test_without_confidence_every_token_counts(tmp_path):
+    batch = collated(synthetic_source(tmp_path, [-9.0] * 4))
+    assert batch.num_targets(SYNTHETIC) == 5
+    assert set(batch.weights[0, 1:6].tolist()) == {1.0}
+
+
+def test_the_gradient_is_that_of_the_weighted_mean(tiny_config, tmp_path):
+    settings = with_mix(tiny_config, synthetic_share=0.9, confidence="weights", min_confidence=0.5)
+    trainer = make_trainer(settings, tmp_path / "journal", precision="fp32", micro_batch_sequences=1)
+    rng = np.random.default_rng(0)
+    documents = [document(k, 40) for k in range(60)]
+    vocabulary = Dataset.open(settings.data.dataset).tokenizer().vocab_size
+    Journal(tmp_path / "journal", writable=True).append(
+        [
+            AcceptedDocument(
+                "g", "s", k, d.header, d.tokens % vocabulary, confidence.quantised(-rng.exponential(2.0, 40))
+            )
+            for k, d in enumerate(documents)
+        ]
+    )
+    trainer.batches.sources[SYNTHETIC].look_again()
+    trainer.batches.start_schedule()
+    while (batch := trainer.batches.next()).num_targets(SYNTHETIC) == 0:
+        pass
+    assert 0 < float(batch.weights[batch.weights > 0].min()) < 0.9
+    trainer._forward_backward(batch)
+    found = [p.grad.clone() for p in trainer.model.parameters()]
+    trainer.optimizer.zero_grad()
+    losses, weights = token_losses(trainer.model, batch, CPU, "fp32"), batch.weights[:, 1:]
+    ((losses * weights).sum() / weights.sum()).backward()
+    for gradient, parameter in zip(found, trainer.model.parameters(), strict=True):
+        assert torch.allclose(gradient, parameter.grad, atol=1e-6)
+
+
+# --- pairs as a source ---
+
+
+def pairs_of(count: int) -> list[PairSequence]:
+    return [PairSequence(np.array([BOS, 10 + k, 3, 20 + k, EOS]), 3, 0, 0, k, k + 1) for k in range(count)]
+
+
+@pytest.mark.parametrize(("both", "targets"), [(False, [0, 0, 0, 1, 1]), (True, [0, 1, 1, 1, 1])])
+def test_the_second_document_of_a_pair_is_learnt_or_both(both, targets):
+    source = PairSource(pairs_of(3), seed=0, both=both)
+    batch = collate([Bin(8, [Piece(PAIRS, 0, 0, 5, True)])], {PAIRS: source}, 8, 0)
+    assert batch.weights[0, :5].tolist() == targets
+    assert batch.input_ids[0, :5].tolist() == source.pair(0).tokens.tolist()
+
+
+def test_every_pair_comes_once_an_epoch_in_another_order():
+    source = PairSource(pairs_of(20), seed=0)
+    epochs = [[source.pair(20 * e + i).seed for i in range(20)] for e in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def write_table(settings: Config, folder: Path, num_heldout: int = 30) -> PairTable:
+    dataset = Dataset.open(settings.data.dataset)
+    train = dataset.split("train")
+    seed = np.arange(len(train) - 1, dtype=np.int64)
+    table = PairTable(
+        seed,
+        seed + 1,
+        np.full(len(seed), 0.9, np.float32),
+        np.arange(len(seed)) < num_heldout,
+        made_from(dataset, settings.pairing, settings.run.seed),
+    )
+    table.save(folder, train.ids, {})
+    return table
+
+
+def test_pairs_are_a_third_of_the_mix_by_tokens_and_held_out_ones_are_never_trained(tiny_config, tmp_path):
+    settings = with_mix(tiny_config, pair_share=0.3, synthetic_share=0.2)
+    table = write_table(settings, tmp_path / "pairs")
+    journal = Journal(tmp_path / "journal", writable=True)
+    journal.append([document(k, 40) for k in range(400)])
+    batches = build_batches(settings, Dataset.open(settings.data.dataset), journal, tmp_path / "pairs")
+    batches.start_schedule()
+    tokens, seeds = {REAL: 0, SYNTHETIC: 0, PAIRS: 0}, set()
+    source = batches.sources[PAIRS]
+    for _ in range(60):
+        batch = batches.next()
+        for name in tokens:
+            tokens[name] += batch.num_tokens(name)
+        seeds |= {source.pair(position).seed for position in batch.finished(PAIRS)}
+    total = sum(tokens.values())
+    assert tokens[PAIRS] / total == pytest.approx(0.3, abs=0.03)
+    assert tokens[SYNTHETIC] / total == pytest.approx(0.2, abs=0.03)
+    assert batches.mixer.realised_shares[PAIRS] == pytest.approx(0.3, abs=0.03)
+    assert seeds
+    assert not seeds & set(table.seed[table.heldout].tolist())
+
+
+def test_pairs_without_a_table_or_longer_than_a_sequence_are_an_error(tiny_config, tmp_path):
+    settings = with_mix(tiny_config, pair_share=0.3)
+    dataset, journal = Dataset.open(settings.data.dataset), Journal(tmp_path / "journal")
+    with pytest.raises(ConfigError, match="needs pairs"):
+        build_batches(settings, dataset, journal, tmp_path / "pairs")
+    write_table(settings, tmp_path / "pairs")
+    long = settings.model_copy(
+        update={"synthesizer": settings.synthesizer.model_copy(update={"max_seed_tokens": 10_000})}
+    )
+    with pytest.raises(ConfigError, match="a pair to fit into a sequence"):
+        build_batches(long, dataset, journal, tmp_path / "pairs")
+
+
+def test_joint_mode_and_a_pair_share_belong_together():
+    for tree in ({"synthesizer": {"mode": "joint"}}, {"mix": {"pair_share": 0.2}}):
+        with pytest.raises(ConfigError, match="exactly when the trainer learns pairs"):
+            config.build(tree)
