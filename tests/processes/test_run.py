@@ -160,6 +160,34 @@ def check_results(run: RunDir) -> None:
         assert shown.stdout.strip()
 
 
+def test_a_joint_run_trains_pairs_tunes_nothing_and_can_be_replayed(folder: Path) -> None:
+    joint = [
+        'synthesizer.mode="joint"',
+        "mix.pair_share=0.3",
+        'mix.confidence="mask"',
+        "synthesizer.max_seed_tokens=60",
+        "synthesizer.max_target_tokens=60",
+        "gate.min_seed_gain=0.0",
+        "training.total_tokens=400000",
+    ]
+    process = start(folder, *joint)
+    assert process.wait(150) == 0, (folder / "run.log").read_text()[-3000:]
+    done, run = status(folder), RunDir(folder / "run")
+    tokens = done["mix"]["trained_tokens"]
+    assert tokens["pairs"] / sum(tokens.values()) == pytest.approx(0.3, abs=0.03)
+    assert tokens["synthetic"] > 0
+    assert done["ledger"]["imbalance"] == 0
+    last = [r for r in run.read_records("trainer") if r["event"] == "train"][-1]
+    for source in ("pairs", "synthetic"):  # first documents, and guessed tokens, are context
+        assert 0 < last["trained_targets"][source] < 0.9 * last["trained_tokens"][source]
+    judged = [r for r in run.read_records("tuner") if r["event"] == "snapshot"]
+    assert {r["tuned_tokens"] for r in judged} == {0}
+    assert "published" in {r["verdict"] for r in judged}
+    command = [sys.executable, "-m", "sbp_services", "train", "--replay", str(run.path)]
+    replayed = subprocess.run(command, capture_output=True, timeout=150, check=True)
+    assert json.loads(replayed.stdout.splitlines()[-1])["replay_equal"]
+
+
 def test_bad_settings_end_with_status_2_and_say_why(folder: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "sbp_services", "run", "mix.sintetic_share=0.2"], capture_output=True, timeout=60
