@@ -26,6 +26,7 @@ from streaming_sbp.synthesizer.gate import Verdict, decide
 from streaming_sbp.synthesizer.prompt import PairSequences, Prompter
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import Quarantine
+from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
 from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, tune
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
@@ -62,8 +63,8 @@ class TunerService(Service):
         self.report("starting", "reading the data set")
         transformers_logging.disable_progress_bar()
         self.device = choose_device(self.config.training.device)
-        dataset = Dataset.open(self.config.data.dataset)
-        self.documents, self.tokenizer = dataset.split("train"), dataset.tokenizer()
+        self.dataset = Dataset.open(self.config.data.dataset)
+        self.documents, self.tokenizer = self.dataset.split("train"), self.dataset.tokenizer()
         self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
         self.engine = make_engine(self.config.generator, self.tokenizer)
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
@@ -133,11 +134,33 @@ class TunerService(Service):
         row_tokens = self.prompter.longest_pair_tokens
         self.pair_loss = PairLoss(judges, row_tokens, settings.batch_tokens, self.tokenizer.pad_id)
         self.pairs = self._sequences(table, train)
+        self.reference = self._read_reference(table, chosen)
         self.record("pairs_read", num_heldout=len(judges), **asdict(self.pairs.cuts()))
         return ""
 
     def _sequences(self, table: PairTable, rows: np.ndarray) -> PairSequences:
         return PairSequences(self.documents, table.seed[rows], table.target[rows], self.prompter)
+
+    def _read_reference(self, table: PairTable, rows: np.ndarray) -> Reference:
+        """What candidates are compared with: made once for a data set."""
+        dataset, settings = self.dataset, self.config.synthesizer
+        digest, max_tokens = dataset.manifest.digest, self.config.generator.max_new_tokens
+        found = Reference.load(self.run.reference, digest, self.documents)
+        if found is None:
+            self.report("running", "indexing the corpus for the gate", **self._known())
+            found = Reference.build(
+                self.documents,
+                sample_of(dataset.split("heldout"), max_tokens, TRIAL_SEED),
+                [
+                    (self.documents.tokens(s)[: settings.max_seed_tokens], self.documents.tokens(t)[:max_tokens])
+                    for s, t in zip(table.seed[rows].tolist(), table.target[rows].tolist(), strict=True)
+                ],
+                self.tokenizer.vocab_size,
+                self.config.gate.index_bytes,
+                self.config.generator.max_copied_span,
+            )
+            found.save(self.run.reference, digest)
+        return found
 
     def _load(self, checkpoint: CheckpointInfo) -> PreTrainedModel | None:
         """The model of a checkpoint, fp32; None when it is damaged, or the trainer pruned it meanwhile."""
@@ -248,9 +271,10 @@ class TunerService(Service):
         if batch is None:
             return None
         real = [seed[: settings.max_new_tokens] for seed in seeds]
-        measures = losses | measure_trial(batch, real, settings)
-        serving = self._newest.measures["pair_loss"] if self._newest else None
-        return Trial(measures, decide(measures, serving, self.config.gate), batch)
+        measures = losses | measure_trial(batch, real, settings, self.reference)
+        serving = self.store.current()  # a person, or the trainer, may have gone back to an earlier one
+        serving_pair_loss = serving.measures["pair_loss"] if serving else None
+        return Trial(measures, decide(measures, serving_pair_loss, self.config.gate), batch)
 
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(

@@ -148,6 +148,13 @@ class Gate(Section):
     max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
     max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
+    max_corpus_13gram_excess: Share = 0.15  # share of 13-grams that the corpus has, above held-out real text's
+    max_corpus_copied_excess: Share = 0.10  # documents copied from any corpus document, above held-out real text's
+    min_relatedness_ratio: Share = 0.1  # lift of the relatedness to the seed, over that of real pairs; 0: off
+    min_distinct_ratio: Share = 0.5  # distinct n-grams over real text's
+    min_length_ratio: Share = 0.25  # mean length over real text's
+    max_length_ratio: PositiveFloat = 4.0  # mean length over real text's
+    index_bytes: Positive = 256 * 2**20  # of the corpus' 13-grams; a larger corpus is sampled, see `corpus_index.py`
 
 
 class Snapshots(Section):

@@ -36,6 +36,15 @@ FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate"
 REFUSAL_REASONS = ("protocol_version", "wrong_run", "wrong_tokenizer", "wrong_role", "too_many_peers", "malformed")
 # Why a connection is not made: `stream.keys.EVENTS` says what each one means.
 HANDSHAKE_FAILURE_REASONS = ("auth", "protocol", "no_detail")
+# What is measured of the documents that generators send, and of those trial documents that they would have sent.
+SENT_MEASURES = (
+    "repetition",
+    "corpus_13gram_share",
+    "distinct_ngrams",
+    "mean_tokens",
+    "mean_log_prob",
+    "relatedness",
+)
 # What the gate measures of a candidate; streaming_sbp/synthesizer/quality.py says what each one is.
 GATE_MEASURES = (
     "pair_loss",
@@ -50,6 +59,17 @@ GATE_MEASURES = (
     "distinct_ngrams",
     "real_distinct_ngrams",
     "mean_log_prob",
+    "corpus_13gram_share",
+    "real_corpus_13gram_share",
+    "corpus_copied_share",
+    "real_corpus_copied_share",
+    "longest_corpus_span",
+    "relatedness",
+    "real_relatedness",
+    "relatedness_lift",
+    "real_relatedness_lift",
+    "sent_documents",
+    *(f"sent_{measure}" for measure in SENT_MEASURES),
 )
 LEDGER_TERMS = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance")
 

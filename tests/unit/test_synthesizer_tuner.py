@@ -30,6 +30,7 @@ def run(tiny_config):
         "synthesizer.idle_s=0.05",
         "gate.trial_documents=16",
         "gate.max_unfinished_share=1.0",
+        "gate.min_relatedness_ratio=0",
         "telemetry.status_every_s=0.05",
     ]
     tree = config.apply_overrides(tiny_config.model_dump(mode="json"), settings)
