@@ -124,6 +124,7 @@ class TrainerService(Service):
             self._saved_sessions,
         )
         self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self.receiver.start()
         self._look_for_snapshots()
         self.report("running", "first step", stream_endpoint=self.receiver.endpoint)
@@ -138,6 +139,7 @@ class TrainerService(Service):
             return self._wait()
         self._waiting_since = 0.0
         self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self._note(step)
         if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
             self._evaluate()
@@ -292,6 +294,9 @@ class TrainerService(Service):
         current = self.snapshots.current()
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
+            pointer = self.snapshots.pointer()
+            facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
+            self.record("announced", **facts, by=pointer.by, reason=pointer.reason)
             self.trainer.batches.start_schedule()
             self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
 

@@ -32,7 +32,6 @@ from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningPro
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
 
-PRUNE_GRACE_S = 300.0  # a snapshot stays this long after it was replaced: a generator may be loading it
 TRIAL_SEED = 20250911  # of the trial batch: the same for every candidate of every run, so that they compare
 
 
@@ -284,7 +283,7 @@ class TunerService(Service):
             num_pairs=self._num_pairs(),
             measures=trial.measures,
         )
-        self.store.prune(self.config.snapshots.keep_last, PRUNE_GRACE_S)
+        self.store.prune(self.config.snapshots.keep_last)
         log.info("published snapshot %d from %s", self._newest.version, candidate.checkpoint.path.name)
         return self._newest.digest, self._newest.version
 

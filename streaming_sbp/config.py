@@ -183,6 +183,7 @@ class Stream(Section):
     keys: str = ""  # folder of CURVE keys, made by `sbp keys`; needed when `host` is not loopback; "": no encryption
     capacity_documents: Positive = 512  # accepted or granted but not yet trained; bounds staleness and memory
     max_document_tokens: Positive = 4096  # larger documents are refused as `oversized`
+    max_staleness_tokens: Annotated[int, Field(ge=0)] = 0  # trained since a document's snapshot; 0: no limit
     heartbeat_s: PositiveFloat = 1.0  # both ways
     dead_after_s: PositiveFloat = 10.0  # a silent peer is dead, and its credit goes to others
     resend_after_s: PositiveFloat = 5.0  # an unacknowledged document is sent again

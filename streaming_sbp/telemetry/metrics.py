@@ -27,6 +27,7 @@ DROP_REASONS = (
     "malformed",  # cannot be decoded
     "oversized",  # more tokens than stream.max_document_tokens
     "out_of_vocabulary",  # a token id that the tokenizer does not have
+    "stale",  # its snapshot is more than stream.max_staleness_tokens behind
     "lost_with_generator",  # sent, but its generator died before it arrived
     "damaged",  # accepted, and damaged on disk before it was trained
 )
