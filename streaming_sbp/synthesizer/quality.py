@@ -18,6 +18,7 @@ from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
 from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, document_key, ngrams, repetition
 from streaming_sbp.synthesizer.reference import Reference
+from streaming_sbp.telemetry.metrics import SENT_MEASURES
 
 DISTINCT_NGRAM = 3
 # GATE_MEASURES in telemetry/metrics.py lists all measures. Two of them come from tuning, not from here: pair_loss and
@@ -67,7 +68,7 @@ def measure_trial(
     log_probs = sum(float(document.log_probs.sum()) for document in trial.documents)
     spans = [copied_span(tokens, seed) for tokens, seed in zip(documents, trial.seeds, strict=True)]
     related = reference.terms.related(documents, trial.seeds)
-    sent = measure_sent(_would_be_sent(trial, generator), reference)
+    sent = measure_sent([value_of(document, reference) for document in _would_be_sent(trial, generator)])
     return {
         "repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in documents),
         "copied_share": _share(span > generator.max_copied_span for span in spans),
@@ -111,20 +112,37 @@ class SentMeasures:
     deviations: dict[str, float]
 
 
-def measure_sent(documents: Sequence[SentDocument], reference: Reference) -> SentMeasures:
-    """The cheap measures: those that are taken of what the trainer receives, too. All 0 without documents."""
-    tokens = [document.tokens for document in documents]
-    of_each: dict[str, Iterable[float]] = {
-        "repetition": map(repetition, tokens),
-        "corpus_13gram_share": map(reference.index.share, tokens),
-        "mean_tokens": map(len, tokens),
-        "mean_log_prob": (document.log_prob for document in documents),
-        "relatedness": reference.terms.related(tokens, [document.seed for document in documents]).each,
+@dataclass(frozen=True)
+class ValuedDocument:
+    """``values``: of each measure but ``distinct_ngrams``."""
+
+    tokens: np.ndarray
+    values: dict[str, float]
+
+
+def value_of(document: SentDocument, reference: Reference) -> ValuedDocument:
+    """The cheap measures: those that are taken of what the trainer receives, too."""
+    values = {
+        "repetition": repetition(document.tokens),
+        "corpus_13gram_share": reference.index.share(document.tokens),
+        "mean_tokens": float(len(document.tokens)),
+        "mean_log_prob": document.log_prob,
+        "relatedness": reference.terms.related([document.tokens], [document.seed]).mean,
     }
-    values = {name: np.array(list(found) or [0.0], dtype=np.float64) for name, found in of_each.items()}
+    return ValuedDocument(document.tokens, values)
+
+
+def measure_sent(documents: Sequence[ValuedDocument], num_distinct: int | None = None) -> SentMeasures:
+    """Means over documents; ``distinct_ngrams`` of the first ``num_distinct`` of them. All 0 without documents."""
+    values = {
+        name: np.array([document.values[name] for document in documents] or [0.0])
+        for name in SENT_MEASURES
+        if name != "distinct_ngrams"
+    }
     means = {name: float(found.mean()) for name, found in values.items()}
     deviations = {name: float(found.std()) for name, found in values.items()}
-    return SentMeasures(len(documents), means | {"distinct_ngrams": distinct_share(tokens)}, deviations)
+    distinct = distinct_share([document.tokens for document in documents[:num_distinct]])
+    return SentMeasures(len(documents), means | {"distinct_ngrams": distinct}, deviations)
 
 
 def distinct_share(documents: Sequence[np.ndarray]) -> float:

@@ -4,11 +4,13 @@ Made once by the tuner, and kept in RUN/reference/ for whoever measures what gen
 
 hashes.npy, documents.npy   the index of the corpus (corpus_index.py)
 idf.npy                     token weights (relatedness.py)
+seeds.npy                   hash and number of each document, by hash: a received document names its seed
 reference.json              of which data set, and what real text measures; written last
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -32,6 +34,9 @@ class Documents(Protocol):
 
     num_tokens: np.ndarray
 
+    @property
+    def ids(self) -> Sequence[str]: ...
+
     def __len__(self) -> int: ...
 
     def tokens(self, i: int) -> np.ndarray: ...
@@ -44,6 +49,7 @@ class Reference:
     index: CorpusIndex
     terms: TermWeights
     corpus: Documents
+    seeds: np.ndarray  # uint64 [documents, 2]
     real: dict[str, float]
 
     @classmethod
@@ -60,11 +66,14 @@ class Reference:
         documents = (corpus.tokens(i) for i in range(len(corpus)))
         index = CorpusIndex.build(documents, int(corpus.num_tokens.sum()), max_bytes)
         terms = TermWeights.fit((corpus.tokens(i) for i in range(min(len(corpus), FIT_DOCUMENTS))), vocab_size)
-        bare = cls(index, terms, corpus, {})
+        hashes = np.array([_hash(id) for id in corpus.ids], dtype=np.uint64)
+        order = np.argsort(hashes)
+        seeds = np.stack([hashes[order], order.astype(np.uint64)], axis=1)
+        bare = cls(index, terms, corpus, seeds, {})
         related = terms.related([target for _, target in pairs], [seed for seed, _ in pairs])
         real = bare.copying(heldout, max_copied_span) | {"relatedness": related.mean, "relatedness_lift": related.lift}
         kept = ("corpus_13gram_share", "corpus_copied_share", "relatedness", "relatedness_lift")
-        return cls(index, terms, corpus, {f"real_{name}": real[name] for name in kept})
+        return cls(index, terms, corpus, seeds, {f"real_{name}": real[name] for name in kept})
 
     def copying(self, documents: Sequence[np.ndarray], max_copied_span: float) -> dict[str, float]:
         """``corpus_13gram_share``: mean over documents. ``corpus_copied_share``: documents of which a single corpus
@@ -78,6 +87,14 @@ class Reference:
             "longest_corpus_span": float(max(spans, default=0)),
         }
 
+    def seed(self, id: str) -> np.ndarray | None:
+        """The tokens of the document with this id; None when the corpus has none."""
+        wanted = np.uint64(_hash(id))
+        at = int(np.searchsorted(self.seeds[:, 0], wanted))
+        if at == len(self.seeds) or self.seeds[at, 0] != wanted:
+            return None
+        return self.corpus.tokens(int(self.seeds[at, 1]))
+
     def save(self, folder: Path, dataset_digest: str) -> None:
         """Written beside, then renamed: a reader sees all of it or nothing."""
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -85,6 +102,7 @@ class Reference:
         temporary.mkdir(parents=True)
         self.index.save(temporary)
         np.save(temporary / "idf.npy", self.terms.idf)
+        np.save(temporary / "seeds.npy", self.seeds)
         facts = {"dataset_digest": dataset_digest, "zero_bits": self.index.zero_bits, "real": self.real}
         write_json(temporary / REFERENCE, facts)
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,9 +117,14 @@ class Reference:
             if facts is None or facts["dataset_digest"] != dataset_digest:
                 return None
             index = CorpusIndex.load(folder, facts["zero_bits"])
-            return cls(index, TermWeights(np.load(folder / "idf.npy")), corpus, facts["real"])
+            seeds = np.load(folder / "seeds.npy", mmap_mode="r").view(np.ndarray)
+            return cls(index, TermWeights(np.load(folder / "idf.npy")), corpus, seeds, facts["real"])
         except (OSError, ValueError, KeyError):
             return None
+
+
+def _hash(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "little")
 
 
 def sample_of(split: Documents, max_tokens: int, seed: int) -> list[np.ndarray]:

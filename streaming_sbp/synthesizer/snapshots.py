@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -135,6 +136,10 @@ class SnapshotStore:
         """The snapshot that serves, or None while there is none."""
         digest = self.pointer().digest
         return self._read_info(digest) if digest else None
+
+    def info(self, digest: str) -> SnapshotInfo | None:
+        """None when it is not there (any more). ``digest`` may be anything: others send it."""
+        return self._read_info(digest) if re.fullmatch("[0-9a-f]{32}", digest) else None
 
     def list(self) -> builtins.list[SnapshotInfo]:
         """All complete snapshots, by version."""

@@ -184,6 +184,21 @@ CATALOGUE: tuple[Metric, ...] = (
         _TRAINER,
         buckets=(1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 1e9, 1e10),
     ),
+    Metric(
+        "sbp_synthetic_measure",
+        "gauge",
+        "What was measured of received documents of the newest snapshot, a sample",
+        _TRAINER,
+        (("measure", SENT_MEASURES),),
+    ),
+    Metric(
+        "sbp_synthetic_drifts_total",
+        "counter",
+        "Measures of a snapshot's documents that left what the gate had measured; held-out losses worse after a swap",
+        _TRAINER,
+        (("measure", (*SENT_MEASURES, "heldout_loss")),),
+    ),
+    Metric("sbp_snapshot_rollbacks_total", "counter", "Snapshots that the trainer went back from", _TRAINER),
     Metric("sbp_trained_snapshots", "gauge", "Distinct snapshots whose documents have been trained", _TRAINER),
     # trainer: checkpoints
     Metric("sbp_checkpoints_total", "counter", "Checkpoints completed", _TRAINER),

@@ -39,6 +39,7 @@ class Corpus:
         rng = np.random.default_rng(seed)
         self.documents = [topic_documents(i % NUM_TOPICS, rng, num_tokens) for i in range(num_documents)]
         self.num_tokens = np.full(num_documents, num_tokens)
+        self.ids = [f"{seed}:{i}" for i in range(num_documents)]
 
     def __len__(self) -> int:
         return len(self.documents)
