@@ -258,6 +258,41 @@ def peek(
 
 
 @app.command()
+def snapshots(
+    run: RunArgument,
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option("--compare", help="Two snapshots, by version or digest.")
+    ] = None,
+    pin: Annotated[str | None, typer.Option("--pin", help="Let this one serve until --unpin.")] = None,
+    unpin: Annotated[bool, typer.Option("--unpin", help="Let the newest good one serve.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Let the last good one before serve.")] = False,
+    to: Annotated[str | None, typer.Option("--to", help="Of --rollback: an earlier one.")] = None,
+    quarantine: Annotated[str | None, typer.Option("--quarantine", help="Never let this one serve again.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """The published synthesizers with their measures; compare, pin, roll back, quarantine, also while the run lives."""
+    from streaming_sbp.synthesizer import manage
+
+    if sum(map(bool, (compare, pin, unpin, rollback, quarantine))) > 1 or (to and not rollback):
+        raise ConfigError("snapshots: expected one of --compare, --pin, --unpin, --rollback (--to), --quarantine")
+    manager = manage.Manager(RunDir(run))
+    if compare:
+        found = manager.comparison(*compare)
+        typer.echo(json.dumps(found, indent=1)) if as_json else Console().print(manage.render_comparison(found))
+        return
+    if pin:
+        manager.pin(pin)
+    elif unpin:
+        manager.unpin()
+    elif rollback:
+        manager.roll_back(to)
+    elif quarantine:
+        manager.quarantine(quarantine)
+    listing = manager.listing()
+    typer.echo(json.dumps(listing, indent=1)) if as_json else Console().print(manage.render_listing(listing))
+
+
+@app.command()
 def trace(
     run: RunArgument,
     step: Annotated[int, typer.Option("--step", min=1, help="Optimizer step, 1 for the first.")],

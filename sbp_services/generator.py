@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,7 @@ LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
 RETRY_SNAPSHOT_AFTER_S = 10.0
 RECORD_EVERY_S = 5.0
 BATCHES_AT_ONCE = 4  # sampled before looking for a newer snapshot; more keep the rows of a batch full for longer
+LEASE_EVERY_S = 60.0  # well below snapshots.LEASE_S
 POLL_S = 0.1  # longest wait for the stream at once: signals are seen within it
 CLOSE_TIMEOUT_S = 5.0
 
@@ -71,6 +74,8 @@ class GeneratorService(Service):
         self.blocked_s = self.busy_s = 0.0
         self._failed: tuple[str, float] = ("", 0.0)  # a digest that could not be loaded, and when to try again
         self._looked, self._recorded = 0.0, time.monotonic()
+        self._leased = ("", 0.0)  # a digest, and when the lease was taken
+        self._reader = f"{self.name}-{secrets.token_hex(4)}"
         self.sender = Sender(
             self.config.stream,
             self._endpoint,
@@ -97,6 +102,8 @@ class GeneratorService(Service):
         self._send_waiting()
         self._record_throughput()
         self.sender.close(CLOSE_TIMEOUT_S)
+        with suppress(OSError):
+            self.store.release(self._reader)
         self._count_stream()
 
     # --- snapshots ---
@@ -107,7 +114,20 @@ class GeneratorService(Service):
         if digest is None or (digest == failed_digest and time.monotonic() < try_again):
             return
         if self.serving is None or digest != self.serving.digest:
+            self._lease(digest)
             self._swap(digest)
+        self._lease(self.serving.digest if self.serving else digest)
+
+    def _lease(self, digest: str) -> None:
+        """So that it is not pruned. A store that cannot be written is only read: then pruning may be in the way."""
+        leased, since = self._leased
+        if leased == digest and time.monotonic() - since < LEASE_EVERY_S:
+            return
+        self._leased = (digest, time.monotonic())
+        try:
+            self.store.lease(self._reader, digest)
+        except OSError as error:
+            log.warning("no lease on snapshot %s: %s", digest, error)
 
     def _newest_digest(self) -> str | None:
         """What the trainer announced last; until it has announced anything, what the store says."""

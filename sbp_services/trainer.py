@@ -18,7 +18,9 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement
 from streaming_sbp.stream.receiver import Receiver
+from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
+from streaming_sbp.synthesizer.watch import Finding, SyntheticWatch
 from streaming_sbp.telemetry.metrics import PHASES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
@@ -130,6 +132,14 @@ class TrainerService(Service):
         self.snapshots = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
         self.newest_snapshot: SnapshotInfo | None = None
         self._looked_for_snapshots = 0.0
+        corpus, digest = self.dataset.split("train"), self.dataset.manifest.digest
+        self.watch = SyntheticWatch(
+            self.config.gate,
+            self.journal,
+            self.snapshots,
+            lambda: Reference.load(self.run.reference, digest, corpus),
+        )
+        self.watch.recall(self.run.read_records(self.name), self.trainer.trained.total_tokens)
         manifest = self.dataset.manifest
         self.receiver = Receiver(
             self.config,
@@ -141,6 +151,7 @@ class TrainerService(Service):
             self._saved_sessions,
         )
         self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self.receiver.start()
         self._look_for_snapshots()
         self.report("running", "first step", stream_endpoint=self.receiver.endpoint)
@@ -155,6 +166,7 @@ class TrainerService(Service):
             return self._wait()
         self._waiting_since = 0.0
         self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self._note(step)
         if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
             self._evaluate()
@@ -224,12 +236,16 @@ class TrainerService(Service):
         for digest in self._training_report.step(step):
             parents = {s.digest: s.parent_tokens for s in self.snapshots.list()}
             tokens = self.trainer.trained.total_tokens
+            self.watch.first_trained(digest)
             self.record("first_trained", snapshot=digest, parent_tokens=parents.get(digest), tokens=tokens)
         if time.monotonic() - self._last_record >= RECORD_EVERY_S:
             self._record_window()
 
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
+        self._act_on(self.watch.look())
+        for measure, value in self.watch.measures.items():
+            self.metrics.set("sbp_synthetic_measure", value, measure=measure)
         self.record("train", **self._training_report.close_window(*self.receiver.sessions()))
         self.report("running", f"step {self.trainer.trained.steps}", self._position(), **self._said())
 
@@ -254,6 +270,7 @@ class TrainerService(Service):
             return
         self._training_report.evaluated(heldout)
         self._heldout_loss = heldout.loss
+        self._act_on(self.watch.evaluated(heldout.loss))
         trained = self.trainer.trained
         self.record(
             "eval",
@@ -262,6 +279,16 @@ class TrainerService(Service):
             heldout_loss=heldout.loss,
             heldout_bits_per_byte=heldout.bits_per_byte,
         )
+
+    def _act_on(self, finding: Finding | None) -> None:
+        if finding is None:
+            return
+        for measure in finding.reasons:
+            self.metrics.inc("sbp_synthetic_drifts_total", measure=measure)
+        self.metrics.inc("sbp_snapshot_rollbacks_total", finding.action == "rolled_back")
+        reasons = list(finding.reasons.values())
+        self.record("drift", snapshot=finding.snapshot, reasons=reasons, action=finding.action)
+        log.warning("snapshot %s: %s (%s)", finding.snapshot, "; ".join(reasons), finding.action)
 
     def _save(self) -> None:
         trained = self.trainer.trained
@@ -309,6 +336,9 @@ class TrainerService(Service):
         current = self.snapshots.current()
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
+            pointer = self.snapshots.pointer()
+            facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
+            self.record("announced", **facts, by=pointer.by, reason=pointer.reason)
             self.trainer.batches.start_schedule()
             self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
 

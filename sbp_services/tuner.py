@@ -27,12 +27,12 @@ from streaming_sbp.synthesizer.gate import Verdict, decide
 from streaming_sbp.synthesizer.prompt import Mismatched, Pairs, PairSequences, Prompter, training_pairs
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import Quarantine
+from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
 from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, tune
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
 
-PRUNE_GRACE_S = 300.0  # a snapshot stays this long after it was replaced: a generator may be loading it
 TRIAL_SEED = 20250911  # of the trial batch: the same for every candidate of every run, so that they compare
 
 
@@ -64,9 +64,9 @@ class TunerService(Service):
         self.report("starting", "reading the data set")
         transformers_logging.disable_progress_bar()
         self.device = choose_device(self.config.training.device)
-        dataset = Dataset.open(self.config.data.dataset)
-        self.documents, self.tokenizer = dataset.split("train"), dataset.tokenizer()
-        self._wanted_pairs = made_from(dataset, self.config.pairing, self.config.run.seed)
+        self.dataset = Dataset.open(self.config.data.dataset)
+        self.documents, self.tokenizer = self.dataset.split("train"), self.dataset.tokenizer()
+        self._wanted_pairs = made_from(self.dataset, self.config.pairing, self.config.run.seed)
         self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
         self.engine = make_engine(self.config.generator, self.tokenizer)
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
@@ -161,12 +161,34 @@ class TunerService(Service):
         chosen = np.sort(shuffled[: self.config.synthesizer.heldout_pairs])
         judges = PairSequences(self.documents, table.seed[chosen], table.target[chosen], self.prompter)
         self.pair_loss, self.unrelated_pair_loss = self._pair_loss(judges), self._pair_loss(Mismatched(judges))
+        self.reference = self._read_reference(table, chosen)
         self.record("pairs_read", num_heldout=len(chosen), **asdict(self.pairs.cuts()))
         return ""
 
     def _pair_loss(self, pairs: Pairs) -> PairLoss:
         batch_tokens = self.config.synthesizer.batch_tokens
         return PairLoss(pairs, self.prompter.longest_pair_tokens, batch_tokens, self.tokenizer.pad_id)
+
+    def _read_reference(self, table: PairTable, rows: np.ndarray) -> Reference:
+        """What candidates are compared with: made once for a data set."""
+        dataset, settings = self.dataset, self.config.synthesizer
+        digest, max_tokens = dataset.manifest.digest, self.config.generator.max_new_tokens
+        found = Reference.load(self.run.reference, digest, self.documents)
+        if found is None:
+            self.report("running", "indexing the corpus for the gate", **self._known())
+            found = Reference.build(
+                self.documents,
+                sample_of(dataset.split("heldout"), max_tokens, TRIAL_SEED),
+                [
+                    (self.documents.tokens(s)[: settings.max_seed_tokens], self.documents.tokens(t)[:max_tokens])
+                    for s, t in zip(table.seed[rows].tolist(), table.target[rows].tolist(), strict=True)
+                ],
+                self.tokenizer.vocab_size,
+                self.config.gate.index_bytes,
+                self.config.generator.max_copied_span,
+            )
+            found.save(self.run.reference, digest)
+        return found
 
     def _load(self, checkpoint: CheckpointInfo) -> PreTrainedModel | None:
         """The model of a checkpoint, fp32; None when it is damaged, or the trainer pruned it meanwhile."""
@@ -279,9 +301,12 @@ class TunerService(Service):
         if batch is None:
             return None
         real = [seed[: settings.max_new_tokens] for seed in seeds]
-        measures = losses | measure_trial(batch, real, settings)
-        serving = self._newest.measures["pair_loss"] if self._newest else None
-        return Trial(measures, decide(measures, serving, self.config.gate, self.config.synthesizer.mode), batch)
+        measures = losses | measure_trial(batch, real, settings, self.reference)
+        serving = self.store.current()  # a person, or the trainer, may have gone back to an earlier one
+        serving_pair_loss = serving.measures["pair_loss"] if serving else None
+        return Trial(
+            measures, decide(measures, serving_pair_loss, self.config.gate, self.config.synthesizer.mode), batch
+        )
 
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(
@@ -294,7 +319,7 @@ class TunerService(Service):
         if candidate.base is not None:
             weights = candidate.model.state_dict()
             self._learnt = {name: weights[name] - before for name, before in candidate.base.items()}
-        self.store.prune(self.config.snapshots.keep_last, PRUNE_GRACE_S)
+        self.store.prune(self.config.snapshots.keep_last)
         log.info("published snapshot %d from %s", self._newest.version, candidate.checkpoint.path.name)
         return self._newest.digest, self._newest.version
 

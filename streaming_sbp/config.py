@@ -157,6 +157,15 @@ class Gate(Section):
     max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
     min_seed_gain: Annotated[float, Field(ge=0.0)] = 0.05  # nats that the first joint snapshot's seed documents save
+    max_corpus_13gram_excess: Share = 0.15  # share of 13-grams that the corpus has, above held-out real text's
+    max_corpus_copied_excess: Share = 0.10  # documents copied from any corpus document, above held-out real text's
+    min_relatedness_ratio: Share = 0.1  # lift of the relatedness to the seed, over that of real pairs; 0: off
+    min_distinct_ratio: Share = 0.5  # distinct n-grams over real text's
+    min_length_ratio: Share = 0.25  # mean length over real text's
+    max_length_ratio: PositiveFloat = 4.0  # mean length over real text's
+    max_drift: PositiveFloat = 0.3  # of what arrives from what the gate measured, beyond chance: a share of it
+    on_drift: Literal["report", "rollback"] = "report"  # on a drift, or a held-out loss that worsens after a swap
+    index_bytes: Positive = 256 * 2**20  # of the corpus' 13-grams; a larger corpus is sampled, see `corpus_index.py`
 
 
 class Snapshots(Section):
@@ -185,6 +194,7 @@ class Stream(Section):
     keys: str = ""  # folder of CURVE keys, made by `sbp keys`; needed when `host` is not loopback; "": no encryption
     capacity_documents: Positive = 512  # accepted or granted but not yet trained; bounds staleness and memory
     max_document_tokens: Positive = 4096  # larger documents are refused as `oversized`
+    max_staleness_tokens: Annotated[int, Field(ge=0)] = 0  # trained since a document's snapshot; 0: no limit
     heartbeat_s: PositiveFloat = 1.0  # both ways
     dead_after_s: PositiveFloat = 10.0  # a silent peer is dead, and its credit goes to others
     resend_after_s: PositiveFloat = 5.0  # an unacknowledged document is sent again

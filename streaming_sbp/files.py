@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def fsync_directory(path: str | Path) -> None:
 def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write beside, fsync, rename. ``durable=False`` skips the fsyncs: for status files that are rewritten anyway."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     data = content.encode() if isinstance(content, str) else content
     with open(temporary, "wb") as file:
         file.write(data)
@@ -33,6 +34,25 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
     os.replace(temporary, path)
     if durable:
         fsync_directory(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+
+
+def create_atomically(path: str | Path, content: bytes) -> None:
+    """`write_atomically` for a file that must not be there yet. Raises FileExistsError when it is."""
+    path = Path(path)
+    temporary = _beside(path)
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    fsync_directory(path.parent)
 
 
 def write_json(path: str | Path, value: Any, *, durable: bool = True) -> None:

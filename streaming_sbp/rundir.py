@@ -6,6 +6,7 @@ RUN/pairs/              pairs.parquet, statistics.json                        (p
 RUN/checkpoints/        step-00000400/ ...                                    (trainer)
 RUN/snapshots/          one folder per published synthesizer, current.json    (tuner)
 RUN/quarantine/         candidates the gate refused, with the reason          (tuner)
+RUN/reference/          what sampled documents are compared with              (tuner)
 RUN/journal/            accepted synthetic documents, WebDataset shards       (trainer)
 RUN/model               link to the newest checkpoint's Hugging Face folder   (trainer)
 RUN/steps.jsonl         every step: decisions, digest of its batch, losses    (trainer)
@@ -53,6 +54,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
         self.quarantine = self.path / "quarantine"
+        self.reference = self.path / "reference"
         self.journal = self.path / "journal"
         self.records = self.path / "records"
         self.roles = self.path / "roles"

@@ -56,6 +56,7 @@ from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
 ROLE = "generator"
 LOST = "lost_with_generator"
 DAMAGED = "damaged"
+STALE = "stale"
 MAX_UNSETTLED = 2**16  # documents that one generator can have on their way, whatever it claims
 MAX_SESSIONS = 2**16  # generator processes that one run remembers
 MAX_JUNK = 1000  # malformed messages and dropped documents of one session; then it is refused
@@ -300,6 +301,7 @@ class ReceiverProtocol:
         self.announcement: Announcement | None = None
         self.paused = False  # grants no credit: the disk is full
         self.num_buffered = 0  # accepted, not yet consumed by the mixer; set by the shell
+        self.trained_tokens = 0  # by the trainer, so far; set by the shell
         self.counts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
 
@@ -513,7 +515,8 @@ class ReceiverProtocol:
         found = self._checked(message)
         if isinstance(found, str):
             self.drops.append(Drop(session.generator, session.session, seq, found))
-            self._count_junk(session)
+            if found != STALE:  # a slow generator is not a faulty one
+                self._count_junk(session)
             return
         header, tokens, confidence = found
         self.pending.append(AcceptedDocument(session.generator, session.session, seq, header, tokens, confidence))
@@ -532,6 +535,9 @@ class ReceiverProtocol:
             return "malformed"
         if not math.isfinite(numbers):
             return "malformed"
+        limit = self._settings.max_staleness_tokens
+        if limit and self.trained_tokens - header.parent_tokens > limit:
+            return STALE
         tokens = np.frombuffer(message.tokens, self._dtype)
         if int(np.maximum.reduce(tokens)) >= self._vocab_size:
             return "out_of_vocabulary"

@@ -53,7 +53,7 @@ class Receiver:
         self._protocol = ReceiverProtocol(settings.stream, run_id, tokenizer_digest, vocab_size)
         self._protocol.restore(saved_sessions or [], journal.entries(), journal.drops(), len(journal))
         self._lock = threading.Lock()  # of the protocol, and of its agreement with the journal's length
-        self._consumed = 0
+        self._consumed = self._trained_tokens = 0
         self._oldest_pending: float | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._write: Future[Written | None] | None = None
@@ -91,6 +91,10 @@ class Receiver:
     def set_consumed(self, position: int) -> None:
         """The mixer has taken every document of the journal before this position."""
         self._consumed = position
+
+    def set_trained_tokens(self, tokens: int) -> None:
+        """What documents' snapshots are compared with, see `stream.max_staleness_tokens`."""
+        self._trained_tokens = tokens
 
     def prune(self, before: int) -> None:
         """Remove journal shards that hold only documents before this position, some time soon."""
@@ -136,6 +140,7 @@ class Receiver:
         received = self._receive() if self._socket.poll(poll_ms) else []
         now = time.monotonic()
         with self._lock:
+            self._protocol.trained_tokens = self._trained_tokens
             for peer, *frames in received:
                 self._protocol.receive(peer, frames, now)
         self._commit_if_due(now)

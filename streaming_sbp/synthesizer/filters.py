@@ -22,12 +22,15 @@ def repetition(tokens: Sequence[int] | np.ndarray, n: int = REPETITION_NGRAM) ->
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def longest_shared(tokens: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> int:
+    """Length of the longest run of tokens that both documents have."""
+    a, b = list(map(int, tokens)), list(map(int, other))
+    return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
+
+
 def copied_span(tokens: Sequence[int] | np.ndarray, seed: Sequence[int] | np.ndarray) -> float:
     """Longest run of tokens that document and seed share, as a share of the document; 0 when it is empty."""
-    document, other = list(map(int, tokens)), list(map(int, seed))
-    if not document:
-        return 0.0
-    return SequenceMatcher(None, document, other, autojunk=False).find_longest_match().size / len(document)
+    return longest_shared(tokens, seed) / len(tokens) if len(tokens) else 0.0
 
 
 def ngrams(tokens: Sequence[int] | np.ndarray, n: int) -> list[tuple[int, ...]]:

@@ -15,6 +15,16 @@ BOUNDS = {  # measure -> setting with its largest value
     "empty_share": "max_empty_share",
     "unfinished_share": "max_unfinished_share",
 }
+EXCESS = {  # measure -> setting with how far it may be above that of real text
+    "corpus_13gram_share": "max_corpus_13gram_excess",
+    "corpus_copied_share": "max_corpus_copied_excess",
+}
+RATIOS = (  # measure, setting with its smallest or largest ratio to that of real text
+    ("relatedness_lift", "min_relatedness_ratio"),
+    ("distinct_ngrams", "min_distinct_ratio"),
+    ("mean_tokens", "min_length_ratio"),
+    ("mean_tokens", "max_length_ratio"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,33 @@ class Verdict:
 
 
 def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate: config.Gate, mode: str) -> Verdict:
-    """Compare with the bounds, and the pair loss with the serving snapshot's.
+    """Compare with the bounds and with real text, and the pair loss with the serving snapshot's.
 
     ``mode`` is `synthesizer.mode`. Without a serving snapshot (``None``) a tuned candidate must be better than the
     checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents.
     """
     reasons = [_pair_loss_reason(measures, serving_pair_loss, gate, mode)]
     for measure, setting in BOUNDS.items():
-        value, bound = measures[measure], getattr(gate, setting)
-        if not value <= bound:
-            reasons.append(f"{measure} = {value:.3f}: expected at most {bound:g} (gate.{setting})")
+        reasons.append(_reason(measure, measures[measure], "at most", getattr(gate, setting), f"gate.{setting}"))
+    for measure, setting in EXCESS.items():
+        real, excess = measures[f"real_{measure}"], getattr(gate, setting)
+        way = f"real text's {real:.3f} + {excess:g}, gate.{setting}"
+        reasons.append(_reason(measure, measures[measure], "at most", real + excess, way))
+    for measure, setting in RATIOS:
+        real, ratio = measures[f"real_{measure}"], getattr(gate, setting)
+        kind = "at least" if setting.startswith("min_") else "at most"
+        if kind == "at least" and not ratio:
+            continue
+        way = f"{ratio:g} of real text's {real:.3f}, gate.{setting}"
+        reasons.append(_reason(measure, measures[measure], kind, real * ratio, way))
     return Verdict(tuple(reason for reason in reasons if reason))
+
+
+def _reason(measure: str, value: float, kind: str, bound: float, where: str) -> str:
+    """ "" when the value keeps to the bound; one that is not a number does not."""
+    if value >= bound if kind == "at least" else value <= bound:
+        return ""
+    return f"{measure} = {value:.3f}: expected {kind} {bound:.3g} ({where})"
 
 
 def _pair_loss_reason(measures: Mapping[str, float], serving: float | None, gate: config.Gate, mode: str) -> str:

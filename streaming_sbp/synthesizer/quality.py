@@ -1,7 +1,9 @@
 """Measures of a candidate, on a trial batch: documents sampled from fixed seed documents with a fixed RNG seed.
 
 The measures of the paper's quality table that need no judge: documents that repeat themselves, duplicates, copying from
-the seed; and what says whether a synthesizer is usable at all: documents without an end, or with nothing in them.
+the seed and from the corpus, relatedness to the seed; what says whether a synthesizer is usable at all: documents
+without an end, or with nothing in them; and beside them what real text measures (``real_...``). ``sent_...`` are of
+those trial documents that a generator would have sent: `monitor.py` compares with them what the trainer receives.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import numpy as np
 
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
-from streaming_sbp.synthesizer.filters import copied_span, document_key, ngrams, repetition
+from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, document_key, ngrams, repetition
+from streaming_sbp.synthesizer.reference import Reference
+from streaming_sbp.telemetry.metrics import SENT_MEASURES
 
 DISTINCT_NGRAM = 3
 # GATE_MEASURES in telemetry/metrics.py lists all measures. Three of them come from tuning, not from here, in nats per
@@ -50,17 +54,22 @@ def sample_trial(
     return TrialBatch(seeds, [found[i] for i in range(len(prompts))])
 
 
-def measure_trial(trial: TrialBatch, real: Sequence[np.ndarray], generator: config.Generator) -> dict[str, float]:
+def measure_trial(
+    trial: TrialBatch, real: Sequence[np.ndarray], generator: config.Generator, reference: Reference
+) -> dict[str, float]:
     """The measures of a trial batch; ``real`` are as many real documents, cut to the same longest length.
 
-    Shares are of documents, but ``distinct_ngrams`` and ``real_distinct_ngrams`` (of the n-grams of all documents).
-    ``mean_log_prob`` is per sampled token, under the plain distribution.
+    Shares are of documents, but ``distinct_ngrams`` and ``real_distinct_ngrams`` (of the n-grams of all documents) and
+    ``corpus_13gram_share`` (of the runs of 13 tokens of each document, then the mean). ``mean_log_prob`` is per sampled
+    token, under the plain distribution; ``relatedness``, see `relatedness.py`; ``longest_corpus_span`` in tokens.
     """
     documents = [document.tokens for document in trial.documents]
     finished = [document.finished for document in trial.documents]
     num_tokens = sum(map(len, documents))
     log_probs = sum(float(document.log_probs.sum()) for document in trial.documents)
     spans = [copied_span(tokens, seed) for tokens, seed in zip(documents, trial.seeds, strict=True)]
+    related = reference.terms.related(documents, trial.seeds)
+    sent = measure_sent([value_of(document, reference) for document in _would_be_sent(trial, generator)])
     return {
         "repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in documents),
         "copied_share": _share(span > generator.max_copied_span for span in spans),
@@ -73,7 +82,83 @@ def measure_trial(trial: TrialBatch, real: Sequence[np.ndarray], generator: conf
         "real_mean_tokens": sum(map(len, real)) / len(real),
         **_distinct(documents, real),
         "mean_log_prob": log_probs / max(num_tokens, 1),
+        **reference.copying(documents, generator.max_copied_span),
+        "relatedness": related.mean,
+        "relatedness_lift": related.lift,
+        **reference.real,
+        "sent_documents": float(sent.num_documents),
+        **{f"sent_{name}": value for name, value in sent.means.items()},
     }
+
+
+# --- what is sent ---
+
+
+@dataclass(frozen=True)
+class SentDocument:
+    """``tokens`` and ``seed``: token ids without special tokens. ``log_prob``: mean per token, plain distribution."""
+
+    tokens: np.ndarray
+    seed: np.ndarray
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class SentMeasures:
+    """``means``: by measure, SENT_MEASURES in telemetry/metrics.py. ``deviations``: standard deviation between
+    documents; not of ``distinct_ngrams``, which belongs to all of them together."""
+
+    num_documents: int
+    means: dict[str, float]
+    deviations: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ValuedDocument:
+    """``values``: of each measure but ``distinct_ngrams``."""
+
+    tokens: np.ndarray
+    values: dict[str, float]
+
+
+def value_of(document: SentDocument, reference: Reference) -> ValuedDocument:
+    """The cheap measures: those that are taken of what the trainer receives, too."""
+    values = {
+        "repetition": repetition(document.tokens),
+        "corpus_13gram_share": reference.index.share(document.tokens),
+        "mean_tokens": float(len(document.tokens)),
+        "mean_log_prob": document.log_prob,
+        "relatedness": reference.terms.related([document.tokens], [document.seed]).mean,
+    }
+    return ValuedDocument(document.tokens, values)
+
+
+def measure_sent(documents: Sequence[ValuedDocument], num_distinct: int | None = None) -> SentMeasures:
+    """Means over documents; ``distinct_ngrams`` of the first ``num_distinct`` of them. All 0 without documents."""
+    values = {
+        name: np.array([document.values[name] for document in documents] or [0.0])
+        for name in SENT_MEASURES
+        if name != "distinct_ngrams"
+    }
+    means = {name: float(found.mean()) for name, found in values.items()}
+    deviations = {name: float(found.std()) for name, found in values.items()}
+    distinct = distinct_share([document.tokens for document in documents[:num_distinct]])
+    return SentMeasures(len(documents), means | {"distinct_ngrams": distinct}, deviations)
+
+
+def distinct_share(documents: Sequence[np.ndarray]) -> float:
+    """Distinct n-grams over all n-grams of these documents together; 0 without any. It falls with their number."""
+    grams = list(chain.from_iterable(ngrams(tokens, DISTINCT_NGRAM) for tokens in documents))
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def _would_be_sent(trial: TrialBatch, generator: config.Generator) -> list[SentDocument]:
+    filter_ = DocumentFilter(generator)
+    return [
+        SentDocument(document.tokens, seed, float(document.log_probs.mean()))
+        for document, seed in zip(trial.documents, trial.seeds, strict=True)
+        if not filter_.reason(document, seed)
+    ]
 
 
 def _distinct(documents: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float]:

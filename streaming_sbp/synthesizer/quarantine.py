@@ -20,7 +20,7 @@ KEEP_LAST = 3  # candidates; each is as large as a snapshot
 
 
 class Quarantine:
-    """The quarantine of one run; one process writes it."""
+    """The quarantine of one run; the tuner writes it, and `sbp snapshots --quarantine`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -52,7 +52,7 @@ class Quarantine:
         }
         write_json(target / "reason.json", reason)
         for _, old in self._by_age()[:-KEEP_LAST]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         return target
 
     def list(self) -> list[dict[str, Any]]:

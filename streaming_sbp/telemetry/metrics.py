@@ -27,6 +27,7 @@ DROP_REASONS = (
     "malformed",  # cannot be decoded
     "oversized",  # more tokens than stream.max_document_tokens
     "out_of_vocabulary",  # a token id that the tokenizer does not have
+    "stale",  # its snapshot is more than stream.max_staleness_tokens behind
     "lost_with_generator",  # sent, but its generator died before it arrived
     "damaged",  # accepted, and damaged on disk before it was trained
 )
@@ -36,6 +37,15 @@ FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate"
 REFUSAL_REASONS = ("protocol_version", "wrong_run", "wrong_tokenizer", "wrong_role", "too_many_peers", "malformed")
 # Why a connection is not made: `stream.keys.EVENTS` says what each one means.
 HANDSHAKE_FAILURE_REASONS = ("auth", "protocol", "no_detail")
+# What is measured of the documents that generators send, and of those trial documents that they would have sent.
+SENT_MEASURES = (
+    "repetition",
+    "corpus_13gram_share",
+    "distinct_ngrams",
+    "mean_tokens",
+    "mean_log_prob",
+    "relatedness",
+)
 # What the gate measures of a candidate; streaming_sbp/synthesizer/quality.py says what each one is.
 GATE_MEASURES = (
     "pair_loss",
@@ -51,6 +61,17 @@ GATE_MEASURES = (
     "distinct_ngrams",
     "real_distinct_ngrams",
     "mean_log_prob",
+    "corpus_13gram_share",
+    "real_corpus_13gram_share",
+    "corpus_copied_share",
+    "real_corpus_copied_share",
+    "longest_corpus_span",
+    "relatedness",
+    "real_relatedness",
+    "relatedness_lift",
+    "real_relatedness_lift",
+    "sent_documents",
+    *(f"sent_{measure}" for measure in SENT_MEASURES),
 )
 LEDGER_TERMS = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance")
 
@@ -165,6 +186,21 @@ CATALOGUE: tuple[Metric, ...] = (
         _TRAINER,
         buckets=(1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8, 1e9, 1e10),
     ),
+    Metric(
+        "sbp_synthetic_measure",
+        "gauge",
+        "What was measured of received documents of the newest snapshot, a sample",
+        _TRAINER,
+        (("measure", SENT_MEASURES),),
+    ),
+    Metric(
+        "sbp_synthetic_drifts_total",
+        "counter",
+        "Measures of a snapshot's documents that left what the gate had measured; held-out losses worse after a swap",
+        _TRAINER,
+        (("measure", (*SENT_MEASURES, "heldout_loss")),),
+    ),
+    Metric("sbp_snapshot_rollbacks_total", "counter", "Snapshots that the trainer went back from", _TRAINER),
     Metric("sbp_trained_snapshots", "gauge", "Distinct snapshots whose documents have been trained", _TRAINER),
     # trainer: checkpoints
     Metric("sbp_checkpoints_total", "counter", "Checkpoints completed", _TRAINER),

@@ -32,10 +32,12 @@ from streaming_sbp.stream.messages import (
     SamplingSettings,
     Unknown,
 )
-from streaming_sbp.stream.protocol import LOST, ReceiverProtocol, SenderProtocol, Settled, _level
+from streaming_sbp.stream.protocol import LOST, MAX_JUNK, ReceiverProtocol, SenderProtocol, Settled, _level
 from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
 
-STREAM = config.Stream(capacity_documents=12, heartbeat_s=1.0, dead_after_s=10.0, resend_after_s=5.0)
+STREAM = config.Stream(
+    capacity_documents=12, heartbeat_s=1.0, dead_after_s=10.0, resend_after_s=5.0, max_staleness_tokens=100
+)
 VOCABULARY = 500
 
 
@@ -206,6 +208,11 @@ class Schedule(RuleBasedStateMachine):
     @rule(amount=st.integers(0, 8))
     def consume(self, amount: int) -> None:
         self.trainer.num_buffered = max(0, amount)
+
+    @rule(tokens=st.integers(0, 250))
+    def train(self, tokens: int) -> None:
+        """The trainer is so far; the snapshot of every document is behind by all but 10 tokens of it."""
+        self.trainer.trained_tokens = tokens
 
     @rule(seconds=st.sampled_from([0.3, 1.0, 3.0, 6.0, 11.0]))
     def time_passes(self, seconds: float) -> None:
@@ -384,6 +391,28 @@ def test_bad_documents_are_dropped_with_the_reason_and_settled(tokens, changes, 
     assert generator.unacknowledged == 0
     ledger = trainer.ledgers()[0]
     assert (ledger.sent, ledger.accepted, ledger.dropped) == (1, 0, {reason: 1})
+
+
+def test_documents_of_old_snapshots_are_dropped_as_stale_and_their_generator_is_not_at_fault():
+    trainer, generator = connected()
+    trainer.trained_tokens = 110
+    send(generator)
+    exchange(trainer, generator, 0.0)
+    assert trainer.ledgers()[0].dropped == {}
+    trainer.trained_tokens = 111
+    for _ in range(MAX_JUNK + 1):
+        send(generator)
+        exchange(trainer, generator, 0.0)
+    assert trainer.ledgers()[0].dropped == {"stale": MAX_JUNK + 1}
+    assert generator.state == "ready"
+    assert generator.unacknowledged == 0
+    restarted = receiver(config.Stream())
+    assert restarted._settings.max_staleness_tokens == 0
+    restarted.trained_tokens = 10**12
+    _, generator = connected(restarted)
+    send(generator)
+    exchange(restarted, generator, 0.0)
+    assert restarted.ledgers()[0].accepted == 1
 
 
 @pytest.mark.parametrize(

@@ -5,70 +5,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from streaming_sbp import config
-from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
-from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
-from streaming_sbp.synthesizer.gate import decide
-from streaming_sbp.synthesizer.prompt import Mismatched, Prompter
-from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
+from streaming_sbp.synthesizer.engines.base import Sampled
+from streaming_sbp.synthesizer.gate import EXCESS, RATIOS, decide
+from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial
 from streaming_sbp.synthesizer.quarantine import KEEP_LAST, NUM_EXAMPLES, Quarantine
-from streaming_sbp.synthesizer.tuning import PairLoss, tune
+from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.telemetry.metrics import GATE_MEASURES
-from tests.unit.synthesizer_models import (
-    FIRST_WORD,
-    NUM_TOPICS,
-    make_model,
-    make_tokenizer,
-    topic_documents,
-    topic_pairs,
-    tuning_config,
-)
-
-CPU = torch.device("cpu")
-GENERATOR = config.Generator(batch_size=16, min_new_tokens=4, max_new_tokens=40, precision="fp32")
-
-
-class Bench:
-    """Judges a model as the tuner does."""
-
-    def __init__(self, folder):
-        self.tokenizer = make_tokenizer()
-        self.prompter = Prompter(self.tokenizer, tuning_config().synthesizer)
-        pairs, row_tokens = topic_pairs(self.prompter, 64, 100), self.prompter.longest_pair_tokens
-        self.judge = PairLoss(pairs, row_tokens, 1024, 0)
-        self.unrelated = PairLoss(Mismatched(pairs), row_tokens, 1024, 0)
-        self.engine = TransformersEngine(CPU, "fp32", 16, self.tokenizer)
-        self.folder = folder
-        self.untuned_loss = self.judge(self.new_model(), CPU, "fp32")
-
-    def new_model(self):
-        return make_model(self.tokenizer.vocab_size, hidden_size=64)
-
-    def tuned(self, target=None, tokens=60_000):
-        model = self.new_model()
-        pairs = topic_pairs(self.prompter, 400, 5, target)
-        judge = PairLoss(topic_pairs(self.prompter, 32, 6, target), self.prompter.longest_pair_tokens, 1024, 0)
-        for _ in tune(model, pairs, judge, tuning_config(tuning_tokens=tokens), 0, CPU):
-            pass
-        return model
-
-    def measure(self, model):
-        model.save_pretrained(self.folder)
-        self.engine.load(self.folder)
-        rng = np.random.default_rng(0)
-        seeds = [topic_documents(i % NUM_TOPICS, rng, 10) for i in range(48)]
-        real = [topic_documents(i % NUM_TOPICS, rng, 14) for i in range(48)]
-        trial = sample_trial(
-            self.engine, seeds, [self.prompter.prompt(seed) for seed in seeds], Sampling.of(GENERATOR), 1
-        )
-        losses = {
-            "pair_loss": self.judge(model, CPU, "fp32"),
-            "untuned_pair_loss": self.untuned_loss,
-            "unrelated_pair_loss": self.unrelated(model, CPU, "fp32"),
-        }
-        return losses | measure_trial(trial, real, GENERATOR)
+from tests.checks.sabotage import SABOTAGE, Bench, Corpus, faults
+from tests.unit.synthesizer_models import FIRST_WORD
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +25,6 @@ def bench(tmp_path_factory):
 @pytest.fixture(scope="module")
 def good(bench):
     return bench.measure(bench.tuned())
-
-
-def faults(verdict):
-    return [reason.split(" ")[0] for reason in verdict.reasons]
 
 
 def test_a_good_candidate_is_published(good):
@@ -96,48 +38,67 @@ def test_a_good_candidate_is_published(good):
     assert good["mean_log_prob"] == pytest.approx(-math.log(4), abs=0.5)
 
 
-def test_random_weights_fail_by_their_pair_loss(bench, good):
-    random = bench.measure(make_model(bench.tokenizer.vocab_size, seed=9, hidden_size=64))
-    assert "pair_loss" in faults(decide(random, good["pair_loss"], config.Gate(), "tuned"))
-    assert "pair_loss" in faults(decide(bench.measure(bench.new_model()), None, config.Gate(), "tuned"))
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_a_sabotaged_candidate_fails_by_the_measure_that_is_about_it(name, bench, good):
+    make, measure = SABOTAGE[name]
+    assert measure in faults(bench.measure(make(bench)), good["pair_loss"])
 
 
-def test_a_candidate_that_repeats_itself_fails_by_repetition(bench, good):
-    def repeating(seed_doc):
-        return np.tile(seed_doc[:2], 9)
-
-    measures = bench.measure(bench.tuned(repeating))
-    assert "repetitive_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
-    assert measures["distinct_ngrams"] < 0.5 * measures["real_distinct_ngrams"]
+def test_an_untuned_checkpoint_fails_by_its_pair_loss(bench):
+    assert "pair_loss" in faults(bench.measure(bench.new_model()))
 
 
 def test_a_candidate_that_says_the_same_to_every_seed_fails_by_duplicates(bench, good):
     measures = bench.measure(bench.tuned(lambda seed_doc: FIRST_WORD + np.arange(15)))
-    assert "duplicate_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
+    assert "duplicate_share" in faults(measures, good["pair_loss"])
 
 
 def test_a_candidate_that_ends_at_once_fails_as_empty(bench, good):
     measures = bench.measure(bench.tuned(lambda seed_doc: seed_doc[:1]))
-    assert "empty_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
+    assert "empty_share" in faults(measures, good["pair_loss"])
 
 
 def test_a_candidate_that_never_ends_fails_as_unfinished(bench, good):
     rng = np.random.default_rng(3)
     measures = bench.measure(bench.tuned(lambda seed_doc: rng.permutation(np.repeat(seed_doc, 20))[:60]))  # all cut
-    assert "unfinished_share" in faults(decide(measures, good["pair_loss"], config.Gate(), "tuned"))
+    assert "unfinished_share" in faults(measures, good["pair_loss"])
 
 
-def test_copies_of_the_seed_fail_as_copied():
+def test_copies_of_the_seed_and_of_the_corpus_are_measured_apart():
+    """Of 40 documents, 8 have most of their seed in them and 6 most of another corpus document."""
     rng = np.random.default_rng(0)
-    seeds = [rng.integers(0, 5000, 60) for _ in range(40)]
-    copies = [
-        Sampled(np.concatenate([rng.integers(0, 5000, 9), seed[20:50]]), np.zeros(39), True) for seed in seeds[:8]
-    ]
-    others = [Sampled(rng.integers(0, 5000, 39), np.zeros(39), True) for _ in seeds[8:]]
-    measures = measure_trial(TrialBatch(seeds, copies + others), seeds, config.Generator())
+    corpus = Corpus(100, 60, 0)
+    corpus.documents = [rng.integers(0, 5000, 60) for _ in range(100)]
+    reference = Reference.build(corpus, [], [], 5000, 2**20, 0.5)
+    seeds = corpus.documents[:40]
+    copied = [seed[20:50] for seed in seeds[:8]] + [other[10:40] for other in corpus.documents[50:56]]
+    copies = [Sampled(np.concatenate([rng.integers(0, 5000, 9), span]), np.zeros(39), True) for span in copied]
+    others = [Sampled(rng.integers(0, 5000, 39), np.zeros(39), True) for _ in seeds[14:]]
+    measures = measure_trial(TrialBatch(seeds, copies + others), seeds, config.Generator(), reference)
     assert measures["copied_share"] == pytest.approx(8 / 40)
+    assert measures["corpus_copied_share"] == pytest.approx(14 / 40)
+    assert measures["corpus_13gram_share"] == pytest.approx(14 / 40 * (30 - 12) / (39 - 12))
+    assert measures["longest_corpus_span"] == 30
+    assert measures["sent_documents"] == 32  # a generator would not have sent the copies of seeds
+    assert measures["sent_corpus_13gram_share"] == pytest.approx(6 / 32 * (30 - 12) / (39 - 12))
     losses = {"pair_loss": 1.0, "untuned_pair_loss": 2.0}
-    assert faults(decide(losses | measures, None, config.Gate(), "tuned")) == ["copied_share"]
+    assert faults(losses | measures) == ["copied_share", "corpus_13gram_share", "corpus_copied_share"]
+
+
+@pytest.mark.parametrize("measure", EXCESS)
+def test_what_real_text_copies_is_allowed(measure, good):
+    measures = good | {measure: 0.3}
+    assert faults(measures) == [measure]
+    assert faults(measures | {f"real_{measure}": 0.25}) == []
+
+
+@pytest.mark.parametrize(("measure", "setting"), RATIOS)
+def test_bounds_relative_to_real_text(measure, setting, good):
+    real, ratio = good[f"real_{measure}"], getattr(config.Gate(), setting)
+    sign = 1 if setting.startswith("min_") else -1
+    assert faults(good | {measure: real * ratio + sign * 0.01}) == []
+    assert faults(good | {measure: real * ratio - sign * 0.01}) == [measure]
+    assert faults(good | {measure: math.nan}) == [m for m, _ in RATIOS if m == measure]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +143,8 @@ def test_quarantine_keeps_the_last_few_with_reason_and_ten_examples(tmp_path):
     assert (newest / "model" / "model.safetensors").exists()
 
 
-def test_the_first_joint_snapshot_must_use_its_seed_document(bench, good):
-    assert decide(good, None, config.Gate(), "joint").published
+def test_the_first_joint_snapshot_must_use_its_seed_document(good):
+    assert not faults(good, None, "joint")
     measures = good | {"unrelated_pair_loss": good["pair_loss"] - 0.01}
-    assert faults(decide(measures, None, config.Gate(), "joint")) == ["pair_loss"]
-    assert decide(measures, good["pair_loss"], config.Gate(), "joint").published  # a later one: not worse than serving
+    assert faults(measures, None, "joint") == ["pair_loss"]
+    assert not faults(measures, good["pair_loss"], "joint")  # a later one: not worse than the serving one

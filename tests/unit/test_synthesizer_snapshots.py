@@ -1,11 +1,14 @@
 import json
 import os
 import threading
+import time
 import uuid
 
+import fsspec
 import pytest
 
 from streaming_sbp.synthesizer import snapshots
+from streaming_sbp.synthesizer.pointer import pinned, quarantined, rolled_back, unpinned
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotStore, digest_of_folder
 
 
@@ -27,9 +30,29 @@ def publish(store, folder, content, tokens=1000):
     )
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket of a local S3 server, for this process' environment."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("snapshots")
+        yield "s3://snapshots"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def store(request, tmp_path):
-    return SnapshotStore(tmp_path / "store" if request.param == "folder" else f"memory://{uuid.uuid4().hex}/store")
+    name = uuid.uuid4().hex
+    if request.param == "s3":
+        return SnapshotStore(f"{request.getfixturevalue('s3')}/{name}")
+    return SnapshotStore(tmp_path / "store" if request.param == "folder" else f"memory://{name}/store")
 
 
 def test_an_empty_store_has_no_snapshot(store, tmp_path):
@@ -84,14 +107,46 @@ def test_damage_is_found_when_a_snapshot_is_fetched(damage, tmp_path):
     assert store.fetch(other.digest, tmp_path / "copy") == other
 
 
-def test_a_damaged_pointer_counts_as_none(tmp_path, caplog):
+def test_of_a_damaged_pointer_the_one_before_counts_and_the_next_can_be_written(tmp_path, caplog):
     store = SnapshotStore(tmp_path / "store")
-    publish(store, tmp_path, b"a")
+    first, second = publish(store, tmp_path, b"a"), publish(store, tmp_path, b"b")
     for content in ('{"digest": "aa', '{"no": 1}', "[]"):
-        (tmp_path / "store" / "current.json").write_text(content)
-        assert store.current() is None
-    assert "current.json" in caplog.text
-    assert len(store.list()) == 1
+        (tmp_path / "store" / "pointers" / "0000000002.json").write_text(content)
+        assert store.current() == first
+    assert "0000000002.json" in caplog.text
+    assert len(store.list()) == 2
+    assert store.change("person", "", lambda p, _: pinned(p, second.digest)).revision == 3
+    assert store.current() == second
+
+
+def test_writers_that_race_for_the_pointer_all_get_their_turn(store, tmp_path):
+    """Each quarantines its own digest: none of the changes is lost, and the revisions have no gap."""
+    publish(store, tmp_path, b"a")
+    digests = [f"{number:032x}" for number in range(8)]
+
+    def change(digest):
+        store.change("person", "race", lambda p, infos: quarantined(p, infos, digest))
+
+    threads = [threading.Thread(target=change, args=(digest,)) for digest in digests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = store.pointer()
+    assert sorted(found.bad) == digests
+    assert found.revision == 1 + len(digests)
+
+
+def test_a_pinned_snapshot_serves_while_others_are_published(store, tmp_path):
+    first = publish(store, tmp_path, b"a")
+    store.change("person", "hold", lambda p, _: pinned(p, first.digest))
+    second = publish(store, tmp_path, b"b")
+    assert store.current() == first
+    store.change("person", "go on", unpinned)
+    assert store.current() == second
+    store.change("trainer", "drift", rolled_back)
+    assert store.current() == first
+    assert (store.pointer().by, store.pointer().bad) == ("trainer", (second.digest,))
 
 
 def test_a_publication_that_a_crash_cut_short_is_not_there_and_can_be_repeated(tmp_path, monkeypatch):
@@ -111,21 +166,25 @@ def test_a_publication_that_a_crash_cut_short_is_not_there_and_can_be_repeated(t
     assert store.fetch(second.digest, tmp_path / "copy").version == 2
 
 
-def test_pruning_keeps_the_last_the_current_and_the_young(store, tmp_path, monkeypatch):
-    infos = [publish(store, tmp_path, bytes([ord("a") + i])) for i in range(6)]
-    assert store.prune(keep_last=2, grace_s=3600) == []
-    store.publish(
-        tmp_path / "b", parent_checkpoint="step-1000", parent_tokens=1000, num_pairs=7, measures={"pair_loss": 3.5}
-    )
-    assert store.current() == infos[1]
-    now = infos[-1].created + 1000
-    monkeypatch.setattr(snapshots.time, "time", lambda: now)
-    removed = store.prune(keep_last=2, grace_s=500)
-    assert removed == [infos[i].digest for i in (0, 2, 3)]
-    assert store.list() == [infos[i] for i in (1, 4, 5)]
+def test_pruning_keeps_the_last_the_serving_the_good_and_the_leased(store, tmp_path, monkeypatch):
+    infos = [publish(store, tmp_path, bytes([ord("a") + i])) for i in range(7)]
+    for _ in range(2):
+        store.change("person", "", rolled_back)
+    assert store.current() == infos[4]
+    store.lease("generator-0", infos[1].digest)
+    store.lease("generator-1", infos[0].digest)
+    store.release("generator-1")
+    assert store.leased() == {infos[1].digest: ["generator-0"]}
+    assert store.prune(keep_last=2) == []  # not at once
+    assert store.prune(keep_last=2) == [infos[0].digest, infos[2].digest]
+    assert store.list() == [infos[i] for i in (1, 3, 4, 5, 6)]
     with pytest.raises(SnapshotError):
         store.fetch(infos[0].digest, tmp_path / "copy")
-    assert store.fetch(infos[1].digest, tmp_path / "copy") == infos[1]
+    later = time.time() + snapshots.LEASE_S
+    monkeypatch.setattr(snapshots.time, "time", lambda: later)
+    assert store.prune(keep_last=2) == []
+    assert store.prune(keep_last=2) == [infos[1].digest]
+    assert store.leased() == {}
 
 
 def test_readers_never_see_half_a_snapshot(tmp_path):
@@ -140,6 +199,7 @@ def test_readers_never_see_half_a_snapshot(tmp_path):
         while not done.is_set():
             try:
                 info = reader.current()
+                reader.lease(f"reader-{number}", info.digest)
                 loaded.append(reader.fetch(info.digest, tmp_path / f"copy{number}").version)
             except Exception as error:
                 problems.append(error)
@@ -149,10 +209,12 @@ def test_readers_never_see_half_a_snapshot(tmp_path):
         thread.start()
     for i in range(1, 25):
         publish(store, tmp_path, str(i).encode())
-        store.prune(keep_last=2, grace_s=0.5)
+        store.prune(keep_last=2)
+        time.sleep(0.05)
     done.set()
     for thread in readers:
         thread.join()
     assert problems == []
     assert max(loaded) > 5
-    assert json.loads((tmp_path / "store" / "current.json").read_text())["version"] == 25
+    assert max(info.version for info in store.list()) == 25
+    assert json.loads((tmp_path / "store" / "current.json").read_text())["digest"] == store.current().digest

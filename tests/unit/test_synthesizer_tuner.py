@@ -34,6 +34,7 @@ def make_run(tiny_config, *extra):
         "synthesizer.idle_s=0.05",
         "gate.trial_documents=16",
         "gate.max_unfinished_share=1.0",
+        "gate.min_relatedness_ratio=0",
         "telemetry.status_every_s=0.05",
         *extra,
     ]

@@ -1,0 +1,146 @@
+"""`sbp snapshots`: what is in a run's store, and what a person may change there, while the run lives or after its end.
+
+A change is a new pointer (rules in pointer.py). The trainer looks every second and announces what serves, the
+generators load it between two batches, and the tuner compares its next candidate with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from streaming_sbp.config import ConfigError
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.synthesizer import pointer
+from streaming_sbp.synthesizer.pointer import Pointer, PointerError
+from streaming_sbp.synthesizer.quarantine import Quarantine
+from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
+
+BY = "person"
+SHOWN = ("pair_loss", "copied_share", "relatedness_lift", "distinct_ngrams")
+SHORT_DIGEST = 8
+
+
+class Manager:
+    """What one person does with the snapshots of a run. Methods raise ConfigError when it cannot be done."""
+
+    def __init__(self, run: RunDir):
+        self._run = run
+        self._store = SnapshotStore(run.config().snapshots.url or str(run.snapshots))
+
+    def find(self, name: str) -> SnapshotInfo:
+        """By version, or by the beginning of the digest."""
+        infos = self._store.list()
+        found = [info for info in infos if name == str(info.version)]
+        found = found or [info for info in infos if len(name) >= 4 and info.digest.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{info.version} ({info.digest[:SHORT_DIGEST]})" for info in infos) or "none"
+        raise ConfigError(f"snapshot {name!r}: expected a version, or the first 4 or more characters of one: {known}")
+
+    def pin(self, name: str) -> Pointer:
+        digest = self.find(name).digest
+        return self._change("pinned by a person", lambda p, _: pointer.pinned(p, digest))
+
+    def unpin(self) -> Pointer:
+        return self._change("unpinned by a person", pointer.unpinned)
+
+    def roll_back(self, name: str | None = None) -> Pointer:
+        """To an earlier one; by default to the last good one before the one that serves."""
+        to = self.find(name).digest if name else None
+        return self._change("rolled back by a person", lambda p, infos: pointer.rolled_back(p, infos, to))
+
+    def quarantine(self, name: str, reason: str = "quarantined by a person") -> Pointer:
+        """It never serves again, and a copy goes into RUN/quarantine."""
+        info = self.find(name)
+        changed = self._change(reason, lambda p, infos: pointer.quarantined(p, infos, info.digest))
+        with tempfile.TemporaryDirectory(prefix="sbp-snapshot-") as folder:
+            model = Path(folder) / "model"
+            try:
+                self._store.fetch(info.digest, model)
+            except SnapshotError as error:
+                raise ConfigError(f"{error}; it serves no more, but RUN/quarantine has no copy of it") from None
+            Quarantine(self._run.quarantine).add(
+                model,
+                info.digest,
+                parent_checkpoint=info.parent_checkpoint,
+                parent_tokens=info.parent_tokens,
+                reasons=[reason],
+                measures=info.measures,
+                examples=[],
+            )
+        return changed
+
+    def listing(self) -> dict[str, Any]:
+        """JSON-able: ``pointer``, and ``snapshots`` by version with ``serves``, ``bad``, ``readers``, measures."""
+        now, leased = self._store.pointer(), self._store.leased()
+        snapshots = [
+            {
+                "version": info.version,
+                "digest": info.digest,
+                "serves": info.digest == now.digest,
+                "bad": info.digest in now.bad,
+                "parent_checkpoint": info.parent_checkpoint,
+                "parent_tokens": info.parent_tokens,
+                "created": info.created,
+                "readers": leased.get(info.digest, []),
+                "measures": info.measures,
+            }
+            for info in self._store.list()
+        ]
+        return {"pointer": {**vars(now), "bad": list(now.bad)}, "snapshots": snapshots}
+
+    def comparison(self, first: str, second: str) -> dict[str, Any]:
+        """JSON-able: of each measure that both have, the two values and the difference."""
+        a, b = self.find(first), self.find(second)
+        names = [name for name in a.measures if name in b.measures]
+        measures = {name: [a.measures[name], b.measures[name], b.measures[name] - a.measures[name]] for name in names}
+        return {"digests": [a.digest, b.digest], "versions": [a.version, b.version], "measures": measures}
+
+    def _change(self, reason: str, rule: Any) -> Pointer:
+        try:
+            return self._store.change(BY, reason, rule)
+        except (PointerError, SnapshotError) as error:
+            raise ConfigError(str(error)) from None
+
+
+def render_listing(listing: dict[str, Any]) -> Group:
+    table = Table(box=None, header_style="bold")
+    for name in ("version", "digest", "state", "trained tokens", "readers", *SHOWN):
+        table.add_column(
+            name.replace("_", " "), justify="left" if name in ("digest", "state") else "right", no_wrap=name == "state"
+        )
+    for snapshot in listing["snapshots"]:
+        measures = [snapshot["measures"].get(name) for name in SHOWN]
+        table.add_row(
+            str(snapshot["version"]),
+            snapshot["digest"][:SHORT_DIGEST],
+            _state(snapshot, listing["pointer"]["pinned"]),
+            f"{snapshot['parent_tokens']:,}",
+            str(len(snapshot["readers"])),
+            *("-" if value is None else f"{value:.3f}" for value in measures),
+        )
+    now = listing["pointer"]
+    changed = f"pointer {now['revision']}: by {now['by']}, {now['reason']}" if now["revision"] else "nothing published"
+    return Group(table, Text(changed))
+
+
+def render_comparison(comparison: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold")
+    first, second = comparison["versions"]
+    for name in ("measure", f"version {first}", f"version {second}", "difference"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    for name, (a, b, difference) in comparison["measures"].items():
+        table.add_row(name, f"{a:.4f}", f"{b:.4f}", f"{difference:+.4f}")
+    return table
+
+
+def _state(snapshot: dict[str, Any], pinned: bool) -> str:
+    if snapshot["serves"]:
+        return "serves, pinned" if pinned else "serves"
+    return "bad" if snapshot["bad"] else ""
