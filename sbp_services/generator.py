@@ -9,7 +9,6 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
 from streaming_sbp.synthesizer.filters import DocumentFilter
 from streaming_sbp.synthesizer.prompt import Prompter
-from streaming_sbp.synthesizer.seeds import seed_order
+from streaming_sbp.synthesizer.seeds import SeedOrder
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
 
 LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
@@ -37,12 +36,14 @@ RETRY_SNAPSHOT_AFTER_S = 10.0
 RECORD_EVERY_S = 5.0
 BATCHES_AT_ONCE = 4  # sampled before looking for a newer snapshot; more keep the rows of a batch full for longer
 LEASE_EVERY_S = 60.0  # well below snapshots.LEASE_S
+ROUNDS_AHEAD = 4  # so many times as many seeds are asked for, so that granting them takes no time
 POLL_S = 0.1  # longest wait for the stream at once: signals are seen within it
 CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Document:
+    seed_position: int
     header: DocumentHeader
     tokens: np.ndarray
     confidence: np.ndarray
@@ -65,9 +66,8 @@ class GeneratorService(Service):
         self.engine = make_engine(self.config.generator, tokenizer)
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
         self.serving: SnapshotInfo | None = None
-        entropy = (self.config.run.seed, self._index, time.time_ns())  # every session draws another order
-        self.rng = np.random.default_rng(entropy)
-        self.seeds = seed_order(len(self.documents), entropy)
+        self.rng = np.random.default_rng((self.config.run.seed, self._index, time.time_ns()))
+        self.order = SeedOrder(len(self.documents), self.config.run.seed)
         self.outbox: deque[Document] = deque()  # sampled and passed, waiting for credit
         self.counts: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()
@@ -83,6 +83,7 @@ class GeneratorService(Service):
             dataset.manifest.tokenizer_digest,
             tokenizer.vocab_size,
             self.name,
+            ROUNDS_AHEAD * BATCHES_AT_ONCE * self.config.generator.batch_size,
         )
 
     def tick(self) -> bool:
@@ -94,6 +95,9 @@ class GeneratorService(Service):
             self.sender.poll(POLL_S)
         elif self.outbox:
             self._wait_for_credit()
+        elif not len(self.sender.seeds):
+            self._tell("waiting", "for seed documents")
+            self.sender.poll(POLL_S)
         else:
             self._generate(self.serving)
         return True
@@ -178,13 +182,14 @@ class GeneratorService(Service):
     def _generate(self, snapshot: SnapshotInfo) -> None:
         """Sample a few batches from this snapshot, sending what passes the filter as it comes."""
         settings = self.config.generator
-        indices = list(islice(self.seeds, BATCHES_AT_ONCE * settings.batch_size))
-        prompts = [self.prompter.prompt(self.documents.tokens(i)) for i in indices]
-        started = time.monotonic()
+        positions = self.sender.seeds.take(BATCHES_AT_ONCE * settings.batch_size)
+        prompts = [self.prompter.prompt(self._seed(position)) for position in positions]
+        unfinished, started = set(positions), time.monotonic()
         try:
             for ended in self.engine.stream(prompts, Sampling.of(settings), int(self.rng.integers(2**63))):
                 for i, document in ended:
-                    self._take(indices[i], document, snapshot)
+                    unfinished.discard(positions[i])
+                    self._take(positions[i], document, snapshot)
                 self.busy_s, started = self.busy_s + time.monotonic() - started, time.monotonic()
                 self._serve_stream(snapshot)
                 if self.stopping:
@@ -192,6 +197,8 @@ class GeneratorService(Service):
         except FloatingPointError as error:
             self.serving = None
             self._could_not_load(snapshot.digest, str(error))
+        finally:
+            self.sender.seeds.put_back(unfinished)
 
     def _serve_stream(self, snapshot: SnapshotInfo) -> None:
         """Between the steps of sampling: heartbeats, acknowledgements and credit, status."""
@@ -199,32 +206,37 @@ class GeneratorService(Service):
         self._send_waiting()
         self._tell("running", f"snapshot {snapshot.version}")
 
-    def _take(self, index: int, document: Sampled, snapshot: SnapshotInfo) -> None:
+    def _seed(self, position: int) -> np.ndarray:
+        return self.documents.tokens(self.order.document(position))
+
+    def _take(self, position: int, document: Sampled, snapshot: SnapshotInfo) -> None:
         self._count_sampled(document)
-        seed = self.documents.tokens(index)
-        if reason := self.filter.reason(document, seed):
+        if reason := self.filter.reason(document, self._seed(position)):
+            self.sender.seeds.done(position)
             self.filtered[reason] += 1
             self.metrics.inc("sbp_filtered_documents_total", reason=reason)
         else:
-            self.outbox.append(self._document(index, seed, document, snapshot))
+            self.outbox.append(self._document(position, document, snapshot))
 
-    def _document(self, index: int, seed: np.ndarray, document: Sampled, snapshot: SnapshotInfo) -> Document:
+    def _document(self, position: int, document: Sampled, snapshot: SnapshotInfo) -> Document:
         settings = self.config.generator
         header = DocumentHeader(
-            seed_id=self.documents.ids[index],
+            seed_id=self.documents.ids[self.order.document(position)],
             snapshot=snapshot.digest,
             parent_tokens=snapshot.parent_tokens,
             sampling=SamplingSettings(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k),
             log_likelihood=float(document.log_probs.mean()),
             num_tokens=len(document.tokens),
-            num_prompt_tokens=len(self.prompter.prompt(seed)),
+            num_prompt_tokens=len(self.prompter.prompt(self._seed(position))),
+            seed_position=position,
         )
-        return Document(header, document.tokens, confidence.quantised(document.log_probs))
+        return Document(position, header, document.tokens, confidence.quantised(document.log_probs))
 
     def _send_waiting(self) -> None:
         while self.outbox and self.sender.credit > 0:
             document = self.outbox.popleft()
             self.sender.send(document.header, document.tokens, document.confidence)
+            self.sender.seeds.done(document.seed_position)
             self.counts["sent"] += 1
             self.metrics.inc("sbp_sent_documents_total")
 

@@ -87,7 +87,7 @@ class TrainerService(Service):
     def _restore(self) -> None:
         loaded = self.checkpoints.load_newest(self.trainer.model, self.trainer.optimizer)
         self.resumed_from: str | None = None
-        self._saved_sessions: list[dict[str, object]] = []
+        self._saved_sessions: dict[str, object] = {}
         if loaded:
             info, state = loaded
             saved, now = state["fingerprints"], self._fingerprints()

@@ -175,7 +175,7 @@ class Snapshots(Section):
 
 class Generator(Section):
     count: Annotated[int, Field(ge=0)] = 1  # generators that `sbp run` starts
-    engine: Literal["transformers"] = "transformers"  # what samples
+    engine: Literal["transformers", "vllm"] = "transformers"  # what samples; "vllm" needs the extra of that name
     batch_size: Positive = 32  # documents sampled at once
     temperature: PositiveFloat = 1.0  # lower is safer and less varied
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9  # nucleus; 1: off
@@ -267,6 +267,8 @@ class Config(Section):
                 f'synthesizer.mode = "{self.synthesizer.mode}", mix.pair_share = {self.mix.pair_share:g}: expected '
                 '"joint" exactly when the trainer learns pairs (mix.pair_share above 0)'
             )
+        if self.generator.engine == "vllm" and self.generator.temperature > 2.0:
+            raise ValueError(f"generator.temperature = {self.generator.temperature}: vLLM takes at most 2")
         starts = [step.tokens for step in self.mix.steps]
         if starts != sorted(set(starts)):
             raise ValueError(f"mix.steps: expected ascending, distinct `tokens`, got {starts}")

@@ -13,11 +13,13 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 64 * 1024  # of a control message
 MAX_HEADER_BYTES = 4096
 MAX_FRAMES = 64  # messages that are sent together
 MAX_SETTLED_ALSO = 4096  # listed in one `Progress`: it stays below MAX_CONTROL_BYTES
+MAX_HELD_SEEDS = 4096  # of one generator: a report of them stays below MAX_CONTROL_BYTES
+MAX_GRANTS = 64  # of seeds, in one `Progress`
 MAX_NAME_CHARACTERS = 128
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
@@ -43,6 +45,27 @@ class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc
     log_likelihood: float  # mean log-probability per token under the plain distribution, nats
     num_tokens: Count  # of the document, no special tokens
     num_prompt_tokens: Count
+    seed_position: Count | None = None  # in the order of seeds; see `synthesizer.seeds.SeedOrder`
+
+
+class SeedReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which seeds a generator holds: granted to it, and neither sent nor filtered."""
+
+    number: Count  # of this report; the newest counts
+    last_grant: Count  # grants up to this number have arrived
+    want: Annotated[int, msgspec.Meta(ge=0, le=MAX_HELD_SEEDS)]  # how many it would like to hold
+    held: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=MAX_HELD_SEEDS)] = ()  # (first, end)
+
+
+class SeedGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The positions from ``first`` to before ``end`` in the order of seeds."""
+
+    number: Count  # 1, 2, ... for each generator process
+    first: Count
+    end: Count
+
+
+NO_SEEDS = SeedReport(0, 0, 0)
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -63,6 +86,7 @@ class Hello(_Message, frozen=True):
     session: Name
     first_unsettled: Count  # every document below has been acknowledged
     next_seq: Count  # every document below has been handed to the stream
+    seeds: SeedReport = NO_SEEDS
 
 
 class Document(_Message, frozen=True, gc=False):
@@ -76,12 +100,14 @@ class Alive(_Message, frozen=True):
     """Heartbeat of a generator."""
 
     next_seq: Count
+    seeds: SeedReport = NO_SEEDS
 
 
 class Leaving(_Message, frozen=True):
     """The generator ends. What it sent and nobody acknowledged is lost, and counted so."""
 
     next_seq: Count
+    seeds: SeedReport = NO_SEEDS
 
 
 # --- trainer -> generator ---
@@ -106,6 +132,8 @@ class Progress(_Message, frozen=True):
     settled_below: Count  # all documents below are settled
     settled_also: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_SETTLED_ALSO)] = ()
     announcement: Announcement | None = None
+    introduced: Count = 0  # number of the report in the Hello that this answers
+    grants: Annotated[tuple[SeedGrant, ...], msgspec.Meta(max_length=MAX_GRANTS)] = ()  # those not yet reported
 
 
 class Refused(_Message, frozen=True):

@@ -32,6 +32,7 @@ from streaming_sbp import config
 from streaming_sbp.data.shards import token_dtype
 from streaming_sbp.stream import messages
 from streaming_sbp.stream.journal import UNKNOWN, Drop
+from streaming_sbp.stream.leases import HeldSeeds, Lease, SeedPool, positions_of, ranges_of
 from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import (
     MAX_FRAMES,
@@ -117,8 +118,10 @@ class SenderProtocol:
         vocab_size: int,
         generator: str,
         session: str,
+        seeds_wanted: int = 0,
     ):
         self._settings = settings
+        self.seeds = HeldSeeds(seeds_wanted)
         self._identity = (run_id, tokenizer_digest, ROLE, generator, session)
         self._dtype = token_dtype(vocab_size)
         self._max_frame_bytes = messages.max_frame_bytes(settings.max_document_tokens)
@@ -196,7 +199,7 @@ class SenderProtocol:
             self._resend([seq for seq, _ in overdue], now)
         if self.state in ("connecting", "ready") and now - self._spoke_at >= self._settings.heartbeat_s:
             if self.state == "ready":
-                self._say(messages.encode(Alive(self._next_seq)), now)
+                self._say(messages.encode(Alive(self._next_seq, self.seeds.report())), now)
             else:
                 self._hello(now)
 
@@ -205,7 +208,7 @@ class SenderProtocol:
 
     def leave(self, now: float) -> None:
         if self.state == "ready":
-            self._say(messages.encode(Leaving(self._next_seq)), now)
+            self._say(messages.encode(Leaving(self._next_seq, self.seeds.report())), now)
         self.state = "left"
 
     @property
@@ -223,6 +226,7 @@ class SenderProtocol:
             self._unsettled.pop(seq, None)
         self._settled_below = max(self._settled_below, below)
         self.announced = message.announcement or self.announced
+        self.seeds.receive(message.introduced, message.grants)
         if self.state == "connecting":
             self.state = "ready"
             self._resend(list(self._unsettled), now)
@@ -238,8 +242,8 @@ class SenderProtocol:
     def _hello(self, now: float) -> None:
         run_id, tokenizer_digest, role, generator, session = self._identity
         first = min(self._unsettled, default=self._next_seq)
-        hello = Hello(PROTOCOL_VERSION, run_id, tokenizer_digest, role, generator, session, first, self._next_seq)
-        self._say(messages.encode(hello), now)
+        who = (PROTOCOL_VERSION, run_id, tokenizer_digest, role, generator, session)
+        self._say(messages.encode(Hello(*who, first, self._next_seq, self.seeds.report(introduction=True))), now)
 
     def _say(self, frames: Frames, now: float) -> None:
         self._spoke_at = now
@@ -261,6 +265,7 @@ class Session:
     sent: int = 0  # one above the largest number heard of
     limit: int = 0
     pending: set[int] = field(default_factory=set)  # received, not yet on disk
+    lease: Lease = field(default_factory=Lease)  # of seeds
     peer: bytes | None = None  # None: ended
     junk: int = 0
     heard_at: float = -math.inf
@@ -296,6 +301,8 @@ class ReceiverProtocol:
         self._peers: dict[bytes, Session] = {}
         self._outgoing: list[tuple[bytes, Frames]] = []
         self._untold: dict[Key, Session] = {}
+        self.seeds = SeedPool()
+        self._claims_end: float | None = -math.inf  # until then no seeds are granted; None: from the next tick on
         self.pending: list[AcceptedDocument] = []
         self.drops: list[Drop] = []
         self.announcement: Announcement | None = None
@@ -307,9 +314,9 @@ class ReceiverProtocol:
 
     # --- what was known before this process ---
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The sessions, for a checkpoint; JSON-able."""
-        return [
+    def state_dict(self) -> dict[str, Any]:
+        """The sessions and the leases of seeds, for a checkpoint; JSON-able."""
+        sessions = [
             {
                 "generator": s.generator,
                 "session": s.session,
@@ -319,13 +326,15 @@ class ReceiverProtocol:
                 "dropped": dict(s.dropped),
                 "sent": s.sent,
                 "limit": s.limit,
+                "seeds": ranges_of(s.lease.positions()),
             }
             for s in self._sessions.values()
         ]
+        return {"sessions": sessions, "seeds": self.seeds.state_dict()}
 
     def restore(
         self,
-        state: Iterable[Mapping[str, Any]],
+        state: Mapping[str, Any],
         entries: Iterable[JournalEntry],
         drops: Iterable[Drop],
         journal_length: int,
@@ -335,15 +344,19 @@ class ReceiverProtocol:
         Of documents whose record in the journal is destroyed nobody knows who wrote them: a session "unknown" has
         them, so that the ledger balances. (If their generator is alive, it knows of them too, and they count twice.)
         """
-        for saved in state:
+        for saved in state.get("sessions", ()):
             session = self._session((saved["generator"], saved["session"]))
             session.settled = Settled(saved["settled_below"], saved["settled_also"])
             session.accepted, session.sent = saved["accepted"], saved["sent"]
             session.dropped, session.limit = Counter(saved["dropped"]), saved["limit"]
+            session.lease.held = positions_of(saved["seeds"])
+        seeded: set[int] = set()
         for entry in entries:
             session = self._session((entry.generator, entry.session))
             if entry.seq not in session.settled:
                 session.accepted += 1
+                if entry.header.seed_position is not None:
+                    seeded.add(entry.header.seed_position)
                 self._settle(session, entry.seq)
         for drop in drops:
             session = self._session((drop.generator, drop.session))
@@ -354,6 +367,11 @@ class ReceiverProtocol:
             session = self._session((UNKNOWN, UNKNOWN))
             session.accepted = session.sent = session.accepted + missing
             session.settled = Settled(session.accepted)
+        self.seeds.restore(state.get("seeds", {}), seeded)
+        for session in self._sessions.values():
+            session.lease.held -= seeded
+        if self._sessions:
+            self._claims_end = None
         self._untold.clear()
 
     # --- events ---
@@ -399,6 +417,7 @@ class ReceiverProtocol:
                 self.counts["dead_peers"] += 1
                 self._end(session)
         self._grant()
+        self._grant_seeds(now)
         for session in self._peers.values():
             if now - session.told_at >= self._settings.heartbeat_s:
                 self._untold[session.generator, session.session] = session
@@ -454,12 +473,13 @@ class ReceiverProtocol:
             self._make_room()
         session = self._session(key)
         if session.peer is not None and session.peer != peer:
-            self._end(session)  # the same process over a new connection
+            self._peers.pop(session.peer, None)  # the same process over a new connection
         if peer in self._peers and self._peers[peer] is not session:
             self._end(self._peers[peer])
         session.peer, session.heard_at = peer, now
         session.limit = max(session.limit, hello.next_seq)
         session.hear_of(hello.next_seq)
+        self.seeds.hear(session.lease, hello.seeds, introduction=True)
         for seq in range(session.settled.below, hello.first_unsettled):
             if seq not in session.settled and seq not in session.pending:
                 session.dropped[DAMAGED] += 1  # acknowledged once, and in the journal no more
@@ -498,6 +518,7 @@ class ReceiverProtocol:
         if message.next_seq <= session.settled.below + MAX_UNSETTLED:
             session.limit = max(session.limit, message.next_seq)  # a trainer before this one had granted it
             session.hear_of(message.next_seq)
+        self.seeds.hear(session.lease, message.seeds, introduction=False)
         if isinstance(message, Leaving):
             self._end(session)
 
@@ -561,6 +582,7 @@ class ReceiverProtocol:
         if session.peer is not None:
             self._peers.pop(session.peer, None)
         session.peer = None
+        self.seeds.end(session.lease)
         if not session.sent:
             self._forget(session)
 
@@ -599,12 +621,38 @@ class ReceiverProtocol:
             room = max(0, room - more)
             self._untold[session.generator, session.session] = session
 
+    def _grant_seeds(self, now: float) -> None:
+        """After a restart generators that live say first what they hold; what nobody claims is given back."""
+        if self._claims_end is None:
+            self._claims_end = now + self._settings.dead_after_s
+        if now < self._claims_end:
+            return
+        if self._claims_end > -math.inf:
+            self._claims_end = -math.inf
+            for session in self._sessions.values():
+                if session.peer is None:
+                    self.seeds.end(session.lease)
+        for session in self._peers.values():
+            if self.seeds.grant(session.lease):
+                self._untold[session.generator, session.session] = session
+
     def _tell(self, session: Session, now: float) -> None:
         if session.peer is None:
             return
         session.told_at = now
         also = tuple(sorted(session.settled.also)[:MAX_SETTLED_ALSO])  # the others when these are below
-        self._say(session.peer, Progress(session.limit, session.settled.below, also, self.announcement))
+        lease = session.lease
+        self._say(
+            session.peer,
+            Progress(
+                session.limit,
+                session.settled.below,
+                also,
+                self.announcement,
+                lease.introduced,
+                tuple(lease.grants),
+            ),
+        )
 
     def _say(self, peer: bytes, message: FromTrainer) -> None:
         self._outgoing.append((peer, messages.encode(message)))

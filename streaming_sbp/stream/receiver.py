@@ -9,6 +9,7 @@ import errno
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import zmq
@@ -47,11 +48,11 @@ class Receiver:
         vocab_size: int,
         journal: Journal,
         metrics: Metrics,
-        saved_sessions: list[dict[str, object]] | None = None,
+        saved_sessions: Mapping[str, object] | None = None,
     ):
         self._settings, self._journal, self._metrics = settings, journal, metrics
         self._protocol = ReceiverProtocol(settings.stream, run_id, tokenizer_digest, vocab_size)
-        self._protocol.restore(saved_sessions or [], journal.entries(), journal.drops(), len(journal))
+        self._protocol.restore(saved_sessions or {}, journal.entries(), journal.drops(), len(journal))
         self._lock = threading.Lock()  # of the protocol, and of its agreement with the journal's length
         self._consumed = self._trained_tokens = 0
         self._oldest_pending: float | None = None
@@ -110,8 +111,8 @@ class Receiver:
         with self._lock:
             return self._protocol.ledgers(), len(self._journal)
 
-    def state_dict(self) -> list[dict[str, object]]:
-        """The sessions, for a checkpoint."""
+    def state_dict(self) -> dict[str, object]:
+        """The sessions and the leases of seeds, for a checkpoint."""
         with self._lock:
             return self._protocol.state_dict()
 

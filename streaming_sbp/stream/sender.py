@@ -12,6 +12,7 @@ import zmq
 
 from streaming_sbp import config
 from streaming_sbp.stream import keys
+from streaming_sbp.stream.leases import HeldSeeds
 from streaming_sbp.stream.messages import MAX_FRAMES, Announcement, DocumentHeader
 from streaming_sbp.stream.protocol import SenderProtocol, StreamRefused
 
@@ -36,12 +37,15 @@ class Sender:
         tokenizer_digest: str,
         vocab_size: int,
         generator: str,
+        seeds_wanted: int = 0,
     ):
         self._find_endpoint = find_endpoint
         self._settings, self._generator = settings, generator
         self._credentials = keys.Credentials(settings.keys, generator) if settings.keys else None
         session = secrets.token_hex(8)
-        self._protocol = SenderProtocol(settings, run_id, tokenizer_digest, vocab_size, generator, session)
+        self._protocol = SenderProtocol(
+            settings, run_id, tokenizer_digest, vocab_size, generator, session, seeds_wanted
+        )
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: keys.ConnectionMonitor | None = None
         self._endpoint: str | None = None
@@ -60,6 +64,11 @@ class Sender:
     @property
     def num_resent(self) -> int:
         return self._protocol.num_resent
+
+    @property
+    def seeds(self) -> HeldSeeds:
+        """Positions in the order of seeds that the trainer has granted."""
+        return self._protocol.seeds
 
     @property
     def announced(self) -> Announcement | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from streaming_sbp import config
@@ -36,6 +37,45 @@ def make_model(vocab_size, seed=0, family="llama", hidden_size=32, num_layers=2,
         "pad_token_id": 0,
     }
     return model_class(config_class(**(settings | options))).eval()
+
+
+def exact_documents(model, prompt, sampling, forbidden, eos_id):
+    """Probability of every document that sampling can give, by the plain definition.
+
+    One full forward pass for each beginning: temperature, then top-k, then top-p over sorted probabilities, as in "The
+    Curious Case of Neural Text Degeneration" (Holtzman et al. 2020), section 3.1. Keys are (tokens, finished).
+    """
+    found, open_ones = {}, {(): 1.0}
+    for _ in range(sampling.max_new_tokens):
+        beginnings, open_ones = open_ones, {}
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *beginning] for beginning in beginnings])
+            logits = model(input_ids=ids, use_cache=False).logits[:, -1].double()
+        for (beginning, probability), row in zip(beginnings.items(), logits, strict=True):
+            row[forbidden] = -torch.inf
+            probs, order = (row / sampling.temperature).softmax(-1).sort(descending=True)
+            if sampling.top_k:
+                probs = probs[: sampling.top_k] / probs[: sampling.top_k].sum()
+            size = int((probs.cumsum(-1) - probs < sampling.top_p).sum())
+            probs = probs[:size] / probs[:size].sum()
+            for token, p in zip(order.tolist(), probs.tolist(), strict=False):
+                if p and token == eos_id:
+                    found[beginning, True] = probability * p
+                elif p:
+                    open_ones[(*beginning, token)] = probability * p
+    return found | {(document, False): p for document, p in open_ones.items()}
+
+
+def chi_square_p(sampled, expected):
+    """p-value of documents `Sampled` under probabilities ``expected``; those expected fewer than 5 times are pooled."""
+    counts = dict.fromkeys(expected, 0)
+    for document in sampled:
+        counts[tuple(document.tokens.tolist()), document.finished] += 1  # KeyError: it can never be sampled
+    wanted = np.array([expected[key] * len(sampled) for key in counts])
+    got, rare = np.array(list(counts.values())), wanted < 5
+    pools = [(got[~rare], wanted[~rare])] + ([(got[rare].sum(), wanted[rare].sum())] if rare.any() else [])
+    got, wanted = (np.hstack(part) for part in zip(*pools, strict=True))
+    return chisquare(got, wanted).pvalue
 
 
 def topic_documents(topic, rng, num_tokens):

@@ -39,6 +39,7 @@ STREAM = config.Stream(
     capacity_documents=12, heartbeat_s=1.0, dead_after_s=10.0, resend_after_s=5.0, max_staleness_tokens=100
 )
 VOCABULARY = 500
+SEEDS_WANTED = 8
 
 
 def header(num_tokens: int = 3, **changes: object) -> DocumentHeader:
@@ -52,7 +53,7 @@ def receiver(stream: config.Stream = STREAM) -> ReceiverProtocol:
 
 def sender(session: str = "s0", generator: str = "generator-0", **identity: str) -> SenderProtocol:
     who = {"run_id": "run", "tokenizer_digest": "tokenizer"} | identity
-    return SenderProtocol(STREAM, who["run_id"], who["tokenizer_digest"], VOCABULARY, generator, session)
+    return SenderProtocol(STREAM, who["run_id"], who["tokenizer_digest"], VOCABULARY, generator, session, SEEDS_WANTED)
 
 
 def connected(trainer: ReceiverProtocol | None = None, now: float = 0.0) -> tuple[ReceiverProtocol, SenderProtocol]:
@@ -92,7 +93,7 @@ class Disk:
 
     journal: list[JournalEntry] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
-    checkpoint: list[dict] = field(default_factory=list)
+    checkpoint: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -100,6 +101,10 @@ class Generator:
     protocol: SenderProtocol
     peer: bytes
     sent: int = 0
+    working: list[int] = field(default_factory=list)  # seeds that were taken
+
+    def holds(self) -> set[int]:
+        return set(self.protocol.seeds._free) | set(self.working)
 
 
 class Schedule(RuleBasedStateMachine):
@@ -115,6 +120,8 @@ class Schedule(RuleBasedStateMachine):
         self.to_generators: list[tuple[bytes, list[bytes]]] = []
         self.generators: dict[str, Generator] = {}
         self.trainer = receiver()
+        self.completed: Counter[int] = Counter()  # seeds that were sent or filtered, by any generator ever
+        self.excepted: set[int] = set()  # seeds of which nothing is promised: see `stream.leases`
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:
@@ -127,6 +134,8 @@ class Schedule(RuleBasedStateMachine):
     def start_generator(self, name: str) -> None:
         """Start it, or kill the one that runs and start another process."""
         self.num_sessions += 1
+        if name in self.generators:
+            self._except_what_a_death_hides(name)
         protocol = sender(f"session-{self.num_sessions}", name)
         protocol.connect(self.now)
         self.generators[name] = Generator(protocol, f"peer-{self.num_sessions}".encode())
@@ -139,9 +148,37 @@ class Schedule(RuleBasedStateMachine):
         for _ in range(min(count, generator.protocol.credit)):
             tokens = (1, VOCABULARY if bad == "token" else 2)
             made = header(5 if bad == "length" else 2, log_likelihood=math.nan if bad == "nan" else -1.0)
+            generator.working += generator.protocol.seeds.take(1)
+            if not generator.working:
+                return
+            position = generator.working.pop(self.random.randrange(len(generator.working)))
+            made = msgspec.structs.replace(made, seed_position=position)
             generator.protocol.send(made, np.array(tokens), np.zeros(2, np.uint8), self.now)
             generator.sent += 1
+            self._complete(generator, position)
         self._collect()
+
+    @precondition(lambda self: self.generators)
+    @rule(count=st.integers(1, 6), give_up=st.booleans())
+    def sample(self, count: int, give_up: bool) -> None:
+        """Take seeds, and filter one; or give up what is being sampled."""
+        generator = self.random.choice(list(self.generators.values()))
+        generator.working += generator.protocol.seeds.take(count)
+        if give_up:
+            generator.protocol.seeds.put_back(generator.working)
+            generator.working = []
+        elif generator.working:
+            self._complete(generator, generator.working.pop(self.random.randrange(len(generator.working))))
+
+    @precondition(lambda self: len(self.generators) > 1)
+    @rule()
+    def leave(self) -> None:
+        """A clean end, whose last word may still be lost."""
+        name = self.random.choice(list(self.generators))
+        self.generators[name].protocol.leave(self.now)
+        self._collect()
+        self._except_what_a_death_hides(name)
+        del self.generators[name]
 
     @rule(count=st.integers(1, 12))
     def deliver_to_trainer(self, count: int) -> None:
@@ -198,7 +235,11 @@ class Schedule(RuleBasedStateMachine):
 
     @rule()
     def crash_trainer(self) -> None:
+        saved, before = self.disk.checkpoint, self.trainer
         self.trainer = receiver()
+        leased = [range(*pair) for s in saved.get("sessions", ()) for pair in s["seeds"]]
+        leased += [range(*pair) for pair in saved.get("seeds", {}).get("returned", ())]
+        self.excepted.update(*leased, range(saved.get("seeds", {}).get("next", 0), before.seeds.next))
         self.trainer.restore(self.disk.checkpoint, self.disk.journal, self.disk.drops, len(self.disk.journal))
 
     @rule()
@@ -259,6 +300,23 @@ class Schedule(RuleBasedStateMachine):
         for generator in self.generators.values():
             assert generator.protocol.unacknowledged <= STREAM.capacity_documents
 
+    @invariant()
+    def every_seed_is_completed_once_or_with_somebody(self) -> None:
+        """But for those excepted. An order has each document once an epoch, so their counts differ by 1 at most."""
+        for name, generator in self.generators.items():
+            session = self.trainer._sessions.get((name, generator.protocol._identity[-1]))
+            if session is None or session.peer is None:
+                self.excepted |= generator.holds()  # others get them while it works on
+        waiting = Counter(self.trainer.seeds.returned)
+        for session in self.trainer._sessions.values():
+            waiting.update(session.lease.positions())
+            assert len(session.lease.positions()) == len(session.lease) <= 2 * SEEDS_WANTED
+        for position in set(range(self.trainer.seeds.next)) - self.excepted:
+            assert waiting[position] <= 1
+            assert self.completed[position] <= 1
+            assert self.completed[position] or waiting[position]
+        assert max(self.completed, default=-1) < max(self.trainer.seeds.next, max(self.excepted, default=-1) + 1)
+
     def teardown(self) -> None:
         """When the world turns kind, everything that living generators sent arrives, and is settled."""
         self.to_trainer, self.to_generators = [], []
@@ -269,6 +327,7 @@ class Schedule(RuleBasedStateMachine):
             self.write_journal()
             self.deliver_to_generators(1000)
         for generator in self.generators.values():
+            assert len(generator.holds()) >= SEEDS_WANTED // 2
             assert generator.protocol.unacknowledged == 0
             assert generator.protocol.state == "ready"
             assert generator.protocol.credit > 0
@@ -279,6 +338,17 @@ class Schedule(RuleBasedStateMachine):
                 assert ledger.sent == sent[ledger.generator, ledger.session]
                 assert ledger.accepted + sum(ledger.dropped.values()) == ledger.sent
                 assert LOST not in ledger.dropped
+
+    def _complete(self, generator: Generator, position: int) -> None:
+        generator.protocol.seeds.done(position)
+        self.completed[position] += 1
+
+    def _except_what_a_death_hides(self, name: str) -> None:
+        """What it completed, and the trainer has not heard: it is given to others."""
+        protocol = self.generators[name].protocol
+        session = self.trainer._sessions.get((name, protocol._identity[-1]))
+        known = session.lease.positions() | self.trainer.seeds.returned if session else set()
+        self.excepted |= {position for position in known if self.completed[position]}
 
     def _collect(self) -> None:
         self.to_generators += self.trainer.outgoing()
@@ -428,7 +498,7 @@ def test_documents_of_old_snapshots_are_dropped_as_stale_and_their_generator_is_
 )
 def test_handshakes_are_refused_with_the_reason(changes, reason):
     trainer = receiver()
-    hello = Hello(1, "run", "tokenizer", "generator", "generator-0", "s", 0, 0)
+    hello = Hello(messages.PROTOCOL_VERSION, "run", "tokenizer", "generator", "generator-0", "s", 0, 0)
     trainer.receive(b"p", messages.encode(msgspec.structs.replace(hello, **changes)), 0.0)
     (_, frames), *_ = trainer.outgoing()
     answer = messages.decode_from_trainer(frames)
@@ -545,7 +615,7 @@ def test_documents_whose_record_is_destroyed_are_dropped_and_the_ledger_balances
     exchange(before, generator, 0.0)
     assert generator.unacknowledged == 0
     after = receiver()
-    after.restore([], journal[:5], [], journal_length=8)  # the last shard is cut off
+    after.restore({}, journal[:5], [], journal_length=8)  # the last shard is cut off
     assert balance(after.ledgers(), {}, {"generator-0": 5, "unknown": 3}, {}).terms()["imbalance"] == 0
     generator.connect(1.0)
     exchange(after, generator, 1.0)
@@ -555,7 +625,7 @@ def test_documents_whose_record_is_destroyed_are_dropped_and_the_ledger_balances
     assert [account["imbalance"] for account in ledger.by_generator().values()] == [0, 0]
     assert ledger.terms()["in_flight"] == 0
     assert ledger.dropped_by_reason() == {"damaged": 6}  # known to both, and counted twice
-    session = next(s for s in after.state_dict() if s["generator"] == "generator-0")
+    session = next(s for s in after.state_dict()["sessions"] if s["generator"] == "generator-0")
     assert (session["settled_below"], session["settled_also"]) == (9, [])
 
 
@@ -585,7 +655,7 @@ def test_random_bytes_are_never_an_exception():
     valid = [
         messages.encode(Alive(3)),
         messages.encode_document(0, header(), np.zeros(3, "<u2"), np.zeros(3, "u1")),
-        messages.encode(Hello(1, "run", "tokenizer", "generator", "generator-0", "s0", 0, 0)),
+        messages.encode(Hello(messages.PROTOCOL_VERSION, "run", "tokenizer", "generator", "generator-0", "s0", 0, 0)),
         messages.encode(Progress(5, 2, (3,))),
     ]
     for _ in range(20_000):

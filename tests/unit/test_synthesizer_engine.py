@@ -9,7 +9,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from streaming_sbp.synthesizer.engines.base import Sampling, generate
 from streaming_sbp.synthesizer.engines.sampling import sample
 from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
-from tests.unit.synthesizer_models import make_model, make_tokenizer
+from tests.unit.synthesizer_models import chi_square_p, exact_documents, make_model, make_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,26 @@ def test_logits_that_are_not_finite_are_an_error_and_not_an_endless_loop():
 
 
 # --- whole documents ---
+
+TINY = SimpleNamespace(pad_id=0, bos_id=1, eos_id=2, sep_id=3, vocab_size=14)
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (1.0, 0.9, 0), (1.4, 0.8, 7)])
+def test_whole_documents_follow_the_distribution_of_the_plain_definition(temperature, top_p, top_k, tmp_path):
+    """Through cache, refills and dropped rows, among documents of other prompts, against full forward passes."""
+    model = make_model(20, seed=3, tie_word_embeddings=False, initializer_range=0.25)
+    model.save_pretrained(tmp_path)
+    engine = TransformersEngine(CPU, "fp32", 512, TINY)
+    engine.load(tmp_path)
+    sampling = Sampling(temperature, top_p, top_k, max_new_tokens=3)
+    prompts = [[1, 5, 9, 3], [1, 7, 3], [1, 12, 4, 4, 8, 11, 3]]
+    forbidden = [TINY.pad_id, TINY.bos_id, TINY.sep_id, *range(TINY.vocab_size, 20)]
+    sampled = generate(engine, prompts * 6000, sampling, seed=11)
+    for k, prompt in enumerate(prompts):
+        expected = exact_documents(model, prompt, sampling, forbidden, TINY.eos_id)
+        assert sum(expected.values()) == pytest.approx(1)
+        assert {finished for _, finished in expected} == {True, False}
+        assert chi_square_p(sampled[k :: len(prompts)], expected) > 1e-3
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -4,7 +4,6 @@ import pytest
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Sampled
 from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, repetition
-from streaming_sbp.synthesizer.seeds import seed_order
 from streaming_sbp.telemetry.metrics import FILTER_REASONS
 
 SEED = np.arange(1000, 1100, dtype=np.uint16)
@@ -72,12 +71,3 @@ def test_duplicates_are_recognised_within_a_bounded_memory():
     assert judge.reason(documents[0], SEED) == "duplicate"  # seen again lately: remembered longer than 1 and 2
     assert judge.reason(documents[1], SEED) == ""
     assert len(judge._passed) == 3
-
-
-def test_every_document_is_a_seed_equally_often():
-    order = seed_order(101, (0, 0))
-    drawn = [next(order) for _ in range(1000)]
-    counts = np.bincount(drawn, minlength=101)
-    assert counts.max() - counts.min() <= 1
-    assert drawn[:101] != drawn[101:202]
-    assert drawn[:50] != [i for i, _ in zip(seed_order(101, (0, 1)), range(50), strict=False)]

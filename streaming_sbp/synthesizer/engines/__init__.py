@@ -8,7 +8,14 @@ from streaming_sbp.synthesizer.engines.base import Engine
 
 
 def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:
-    from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
+    """Raises ConfigError when the engine's package is not installed."""
     from streaming_sbp.training.model import choose_device
 
-    return TransformersEngine(choose_device(generator.device), generator.precision, generator.batch_size, tokenizer)
+    device = choose_device(generator.device)
+    if generator.engine == "vllm":
+        from streaming_sbp.synthesizer.engines.vllm import VllmEngine
+
+        return VllmEngine(device, generator.precision, generator.batch_size, tokenizer)
+    from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
+
+    return TransformersEngine(device, generator.precision, generator.batch_size, tokenizer)

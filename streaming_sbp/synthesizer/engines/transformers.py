@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from streaming_sbp.data.tokenizer import Tokenizer
-from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
+from streaming_sbp.synthesizer.engines.base import Sampled, Sampling, check_lengths
 from streaming_sbp.synthesizer.engines.cache import ATTENTION, BlockCache
 from streaming_sbp.synthesizer.engines.sampling import sample
 
@@ -66,7 +66,7 @@ class TransformersEngine:
     ) -> Iterator[list[tuple[int, Sampled]]]:
         if self._model is None:
             raise ValueError("stream: no model; call load(folder) first")
-        self._check_lengths(prompts, sampling)
+        check_lengths(prompts, sampling, self._model.config.max_position_embeddings)
         batch = _Batch(prompts, self._num_rows, sampling.max_new_tokens, self._eos_id, self._device)
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         cache = BlockCache(batch.num_rows, longest, self._dtype, self._device)
@@ -116,17 +116,6 @@ class TransformersEngine:
             use_cache=False,
             block_cache=cache,
         )
-
-    def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        assert self._model is not None
-        limit = self._model.config.max_position_embeddings
-        shortest, longest = min(map(len, prompts), default=0), max(map(len, prompts), default=0)
-        if shortest < 2 or longest + sampling.max_new_tokens > limit + 1:
-            raise ValueError(
-                f"{len(prompts)} prompts of {shortest} to {longest} tokens and {sampling.max_new_tokens} new ones: "
-                f"expected some of 2 or more, and together at most max_position_embeddings = {limit}; shorten "
-                "prompts or max_new_tokens"
-            )
 
 
 class _Batch:
