@@ -246,7 +246,8 @@ class TrainerService(Service):
         self._act_on(self.watch.look())
         for measure, value in self.watch.measures.items():
             self.metrics.set("sbp_synthetic_measure", value, measure=measure)
-        self.record("train", **self._training_report.close_window(*self.receiver.sessions()))
+        window = self._training_report.close_window(*self.receiver.sessions())
+        self.record("train", **window, received=self.watch.measures)
         self.report("running", f"step {self.trainer.trained.steps}", self._position(), **self._said())
 
     def _said(self) -> dict[str, object]:
