@@ -35,13 +35,18 @@ class Run(Section):
 
 class Data(Section):
     dataset: str = "data/default"  # folder of the ingested data set; made by `sbp ingest`, shared by runs
-    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets"] = "pydocs"  # the kind of input
+    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets", "concepts"] = "pydocs"  # the kind of input
     inputs: tuple[str, ...] = ()  # files, folders or a data set's name; `pydocs` needs none
     text_column: str = "text"  # the column, JSON key or WebDataset extension that holds the text
     min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
     max_characters: Annotated[int, Field(ge=0)] = 0  # longer documents are left out, counted as `too_long`; 0: no limit
     max_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, by digest of the text
     heldout_share: Share = 0.02  # cut by digest before anything else sees the text
+    # Sources that know what a document is about (`concepts`) hold out whole groups, too, in a split of their own:
+    heldout_groups_share: Share = 0.1  # of groups; no one trains on them, and their pairs judge the synthesizer
+    difficulty: Literal["tiny", "easy", "medium", "hard"] = "easy"  # of `concepts`: people, facts, phrasings
+    concept_seed: int = 0  # of `concepts`: other people, other documents
+    views_per_concept: Positive = 4  # of `concepts`: documents about each person; many more make the oracle
     tokenizer: str = "train"  # "train": a byte-level BPE on the training split; else a Hugging Face path or name
     vocab_size: Positive = 8192  # of the tokenizer to train, special tokens included
     shard_bytes: Positive = 64 * 2**20  # a shard is closed when it reaches this size
