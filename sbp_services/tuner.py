@@ -63,7 +63,7 @@ class TunerService(Service):
         transformers_logging.disable_progress_bar()
         self.device = choose_device(self.config.training.device)
         dataset = Dataset.open(self.config.data.dataset)
-        self.documents, self.tokenizer = dataset.split("train"), dataset.tokenizer()
+        self.documents, self.tokenizer = dataset.pairable(), dataset.tokenizer()
         self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
         self.engine = make_engine(self.config.generator, self.tokenizer)
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))

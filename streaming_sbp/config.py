@@ -54,14 +54,17 @@ class Data(Section):
 
 
 class Pairing(Section):
-    embedder: Literal["tfidf"] | str = "tfidf"  # "tfidf" needs no download; else a sentence-transformers path or name
+    # "tfidf" needs no download; "self": the first checkpoint's hidden states; else a sentence-transformers path or name
+    embedder: Literal["tfidf", "self"] | str = "tfidf"  # what says how related two documents are
+    index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"  # "auto" by corpus size; exact grows with its square
     dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
     threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
+    pairs_per_document: Annotated[float, Field(ge=0.0)] = 0.0  # above 0: the threshold that gives so many, on average
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
     near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
     shingle_tokens: Positive = 13  # length of a shingle
-    heldout_share: Share = 0.05  # share of neighbourhoods whose pairs only judge the synthesizer
+    heldout_share: Share = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
 
 
 class Model(Section):
