@@ -1,4 +1,4 @@
-"""The pairer: finds the pairs of related documents, once, and ends."""
+"""The pairer: finds the pairs of related documents, once, and ends. The embedder "self" waits for a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import faiss
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.pairing.embed import SELF
 from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_from
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable, delete_table
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
+from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
+
+CHECKPOINT_EVERY_S = 1.0  # how often to look for the first one
 
 
 class Stopped(Exception):
@@ -34,14 +38,28 @@ class PairerService(Service):
             log.info("%s: the pairs of this data set and these settings are there", self.run.pairs)
             self._tell(table)
             return False
+        checkpoint = self._checkpoint()
+        if self.config.pairing.embedder == SELF and checkpoint is None:
+            self.report("waiting", "for the first checkpoint, to embed with")
+            self.sleep(CHECKPOINT_EVERY_S)
+            return True
         started = time.monotonic()
+        model = checkpoint.model_path if checkpoint else None
         try:
-            found = find_pairs(self.dataset, self.config.pairing, self.config.run.seed, self._note)
+            found = find_pairs(
+                self.dataset, self.config.pairing, self.config.run.seed, self._note, model, self.run.pairs
+            )
         except Stopped:
             return False
-        found.table.save(self.run.pairs, self.dataset.split("train").ids, found.statistics)
+        found.statistics["embedded_with"] = checkpoint.path.name if checkpoint else self.config.pairing.embedder
+        found.table.save(self.run.pairs, self.dataset.pairable().ids, found.statistics)
         self._conclude(found, time.monotonic() - started)
         return False
+
+    def _checkpoint(self) -> CheckpointInfo | None:
+        """The newest whole checkpoint, when the embedder needs one."""
+        newest = newest_checkpoint(self.run.checkpoints) if self.config.pairing.embedder == SELF else None
+        return newest if newest and not verify_checkpoint(newest) else None
 
     # --- an earlier table ---
 

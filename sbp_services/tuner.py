@@ -66,6 +66,7 @@ class TunerService(Service):
         self.device = choose_device(self.config.training.device)
         self.dataset = Dataset.open(self.config.data.dataset)
         self.documents, self.tokenizer = self.dataset.split("train"), self.dataset.tokenizer()
+        self.pairable = self.dataset.pairable()  # with those of groups that no one trains on
         self._wanted_pairs = made_from(self.dataset, self.config.pairing, self.config.run.seed)
         self.prompter = Prompter(self.tokenizer, self.config.synthesizer)
         self.engine = make_engine(self.config.generator, self.tokenizer)
@@ -159,7 +160,7 @@ class TunerService(Service):
             )
         shuffled = np.random.default_rng(self.config.run.seed).permutation(heldout)
         chosen = np.sort(shuffled[: self.config.synthesizer.heldout_pairs])
-        judges = PairSequences(self.documents, table.seed[chosen], table.target[chosen], self.prompter)
+        judges = PairSequences(self.pairable, table.seed[chosen], table.target[chosen], self.prompter)
         self.pair_loss, self.unrelated_pair_loss = self._pair_loss(judges), self._pair_loss(Mismatched(judges))
         self.reference = self._read_reference(table, chosen)
         self.record("pairs_read", num_heldout=len(chosen), **asdict(self.pairs.cuts()))
@@ -180,7 +181,7 @@ class TunerService(Service):
                 self.documents,
                 sample_of(dataset.split("heldout"), max_tokens, TRIAL_SEED),
                 [
-                    (self.documents.tokens(s)[: settings.max_seed_tokens], self.documents.tokens(t)[:max_tokens])
+                    (self.pairable.tokens(s)[: settings.max_seed_tokens], self.pairable.tokens(t)[:max_tokens])
                     for s, t in zip(table.seed[rows].tolist(), table.target[rows].tolist(), strict=True)
                 ],
                 self.tokenizer.vocab_size,

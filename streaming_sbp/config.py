@@ -35,13 +35,19 @@ class Run(Section):
 
 class Data(Section):
     dataset: str = "data/default"  # folder of the ingested data set; made by `sbp ingest`, shared by runs
-    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets"] = "pydocs"  # the kind of input
+    # "concepts" is made up by this project, its truth is known; the others read what is there
+    source: Literal["pydocs", "jsonl", "parquet", "text", "webdataset", "datasets", "concepts"] = "pydocs"  # of text
     inputs: tuple[str, ...] = ()  # files, folders or a data set's name; `pydocs` needs none
     text_column: str = "text"  # the column, JSON key or WebDataset extension that holds the text
     min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
     max_characters: Annotated[int, Field(ge=0)] = 0  # longer documents are left out, counted as `too_long`; 0: no limit
     max_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, by digest of the text
     heldout_share: Share = 0.02  # cut by digest before anything else sees the text
+    # Sources that know what a document is about (`concepts`) hold out whole groups, too, in a split of their own:
+    heldout_groups_share: Share = 0.1  # of groups; no one trains on them, and their pairs judge the synthesizer
+    difficulty: Literal["tiny", "easy", "medium", "hard"] = "easy"  # of `concepts`: people, facts, phrasings
+    concept_seed: int = 0  # of `concepts`: other people, other documents
+    views_per_concept: Positive = 4  # of `concepts`: documents about each person; many more make the oracle
     tokenizer: str = "train"  # "train": a byte-level BPE on the training split; else a Hugging Face path or name
     vocab_size: Positive = 8192  # of the tokenizer to train, special tokens included
     shard_bytes: Positive = 64 * 2**20  # a shard is closed when it reaches this size
@@ -49,14 +55,17 @@ class Data(Section):
 
 
 class Pairing(Section):
-    embedder: Literal["tfidf"] | str = "tfidf"  # "tfidf" needs no download; else a sentence-transformers path or name
+    # "tfidf" needs no download; "self": the first checkpoint's hidden states; else a sentence-transformers path or name
+    embedder: Literal["tfidf", "self"] | str = "tfidf"  # what says how related two documents are
+    index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"  # "auto" by corpus size; exact grows with its square
     dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
     threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
+    pairs_per_document: Annotated[float, Field(ge=0.0)] = 0.0  # above 0: the threshold that gives so many, on average
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
     near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
     shingle_tokens: Positive = 13  # length of a shingle
-    heldout_share: Share = 0.05  # share of neighbourhoods whose pairs only judge the synthesizer
+    heldout_share: Share = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
 
 
 class Model(Section):
@@ -266,6 +275,11 @@ class Config(Section):
             raise ValueError(
                 f'synthesizer.mode = "{self.synthesizer.mode}", mix.pair_share = {self.mix.pair_share:g}: expected '
                 '"joint" exactly when the trainer learns pairs (mix.pair_share above 0)'
+            )
+        if self.mix.pair_share > 0 and self.pairing.embedder == "self":
+            raise ValueError(
+                'pairing.embedder = "self", mix.pair_share above 0: the embedder waits for a checkpoint, and the '
+                "trainer for the pairs; choose another embedder"
             )
         if self.generator.engine == "vllm" and self.generator.temperature > 2.0:
             raise ValueError(f"generator.temperature = {self.generator.temperature}: vLLM takes at most 2")

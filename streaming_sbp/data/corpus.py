@@ -10,7 +10,7 @@ import numpy as np
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data import sources
-from streaming_sbp.data.documents import SPLITS, document_id, sampling_key, split_of
+from streaming_sbp.data.documents import ALL_SPLITS, SPLITS, document_id, sampling_key, split_of
 from streaming_sbp.data.sources.reading import RawDocument, Reading
 from streaming_sbp.data.spool import Batch, Spool
 
@@ -24,9 +24,9 @@ class Corpus:
 
     def __init__(self, reading: Reading, folder: Path):
         self._reading, self._data = reading, reading.data
-        self._spools = {split: Spool(folder / f"{split}.arrow") for split in SPLITS}
+        self._spools = {split: Spool(folder / f"{split}.arrow") for split in ALL_SPLITS}
         self._seen: set[bytes] = set()
-        self._keys = {split: array("Q") for split in SPLITS}  # what the even sample is drawn by
+        self._keys = {split: array("Q") for split in ALL_SPLITS}  # what the even sample is drawn by
         self._sampled_below: int | None = None
         num_read = sum(1 for _ in map(self._take, sources.read(reading)))
         for spool in self._spools.values():
@@ -36,12 +36,17 @@ class Corpus:
         self._check_left(num_read)
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Those every data set has, and others that hold documents."""
+        return tuple(split for split in ALL_SPLITS if split in SPLITS or self._keys[split])
+
+    @property
     def num_documents(self) -> dict[str, int]:
-        return {split: len(keys) for split, keys in self._keys.items()}
+        return {split: len(self._keys[split]) for split in self.splits}
 
     @property
     def num_bytes(self) -> dict[str, int]:
-        return {split: spool.num_bytes for split, spool in self._spools.items()}
+        return {split: self._spools[split].num_bytes for split in self.splits}
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The documents of a split, in the order in which they were read."""
@@ -69,12 +74,12 @@ class Corpus:
             self._reading.leave_out("duplicate")
         else:
             self._seen.add(key)
-            self._keep(id, text, document.origin)
+            self._keep(id, document)
 
-    def _keep(self, id: str, text: str, origin: str) -> None:
-        split = split_of(id, self._data.heldout_share)
-        printable = origin.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
-        self._spools[split].append(id, text, len(text.encode()), printable)
+    def _keep(self, id: str, document: RawDocument) -> None:
+        split = split_of(id, self._data.heldout_share, document.group, self._data.heldout_groups_share)
+        printable = document.origin.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
+        self._spools[split].append(id, document.text, len(document.text.encode()), printable)
         self._keys[split].append(sampling_key(id, "sample"))
 
     def _sample(self) -> None:
@@ -94,10 +99,11 @@ class Corpus:
             return
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self._reading.skipped.items()) or "none"
         read = f"{num_read:,} documents read, left out: {skipped}"
-        if self.num_documents["heldout"]:
+        if sum(self.num_documents.values()):
             share = self._data.heldout_share
             raise ConfigError(
-                f"only held-out documents are left ({read}): lower data.heldout_share = {share}, or add text"
+                f"only held-out documents are left ({read}): lower data.heldout_share = {share} "
+                f"or data.heldout_groups_share = {self._data.heldout_groups_share}, or add text"
             )
         raise ConfigError(
             f"no document is left ({read}): correct data.inputs, or lower data.min_characters = "

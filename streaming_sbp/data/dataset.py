@@ -2,6 +2,7 @@
 
 DATASET/train-000000.tar ...     tokenised documents, WebDataset shards
 DATASET/heldout-000000.tar ...
+DATASET/heldout_groups-000000.tar ...   only where the source knows groups
 DATASET/documents.parquet        one row per document: where it is, how long, where it came from
 DATASET/tokenizer/               Hugging Face tokenizer folder
 DATASET/manifest.json            written last: counts, settings, digests
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streaming_sbp.config import ConfigError
-from streaming_sbp.data.documents import SPLITS
+from streaming_sbp.data.documents import ALL_SPLITS, HELDOUT_GROUPS
 from streaming_sbp.data.shards import INDEX_NAME, Shard
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.files import read_json, sha256_of_file
@@ -34,7 +35,7 @@ TOKENIZER_NAME = "tokenizer"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set holds. The counts are by split, ``train`` and ``heldout``."""
+    """What a data set holds. The counts are by split (data/documents.py)."""
 
     format_version: int
     digest: str  # of the document ids in order, their splits, and the tokenizer
@@ -78,11 +79,21 @@ class Dataset:
         return Tokenizer.load(self.path / TOKENIZER_NAME)
 
     def split(self, name: str) -> Split:
-        if name not in SPLITS:
-            raise ConfigError(f"split {name!r}: expected one of {', '.join(SPLITS)}")
-        if name not in self._splits:
-            self._splits[name] = Split(self.path, name, np.dtype(self.manifest.token_dtype))
-        return self._splits[name]
+        if name not in ALL_SPLITS:
+            raise ConfigError(f"split {name!r}: expected one of {', '.join(ALL_SPLITS)}")
+        return self._joined(name)
+
+    def pairable(self) -> Split:
+        """The training documents, numbered as in their split, then those of the groups held out as a whole: what
+        pairs are sought in. A pair of the latter judges the synthesizer; no one trains on them.
+        """
+        return self._joined("train", HELDOUT_GROUPS)
+
+    def _joined(self, *names: str) -> Split:
+        key = "+".join(names)
+        if key not in self._splits:
+            self._splits[key] = Split(self.path, names, np.dtype(self.manifest.token_dtype))
+        return self._splits[key]
 
     def verify(self) -> None:
         """Read every shard and compare its digest. Raises ConfigError that names the first one that differs."""
@@ -93,13 +104,14 @@ class Dataset:
 
 
 class Split:
-    """The documents of one split, numbered from 0 in the order in which they were read.
+    """The documents of a split, or of one after the other, numbered from 0 in the order in which they were read.
 
-    Attributes: ``path`` of the data set, ``ids`` (list of str), ``num_tokens`` and ``num_bytes`` (int64 arrays).
+    Attributes: ``names`` of the splits, ``path`` of the data set, ``ids`` (list of str), ``num_tokens`` and
+    ``num_bytes`` (int64 arrays).
     """
 
-    def __init__(self, path: Path, name: str, dtype: np.dtype):
-        self.name = name
+    def __init__(self, path: Path, names: tuple[str, ...], dtype: np.dtype):
+        self.names = names
         self.path, self._dtype = path, dtype
         table = self._read_index(["shard", "offset", "num_tokens", "num_bytes", "checksum"])
         self.num_tokens: np.ndarray = table["num_tokens"].to_numpy()
@@ -150,7 +162,7 @@ class Split:
         return self._maps[shard]
 
     def _read_index(self, columns: list[str]) -> pa.Table:
-        return pq.read_table(self.path / INDEX_NAME, columns=columns, filters=[("split", "==", self.name)])
+        return pq.read_table(self.path / INDEX_NAME, columns=columns, filters=[("split", "in", self.names)])
 
 
 def _read_manifest(path: Path) -> Manifest:

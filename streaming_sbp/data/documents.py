@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout")  # every data set has them
+HELDOUT_GROUPS = "heldout_groups"  # a third one, where the source knows groups
+ALL_SPLITS = (*SPLITS, HELDOUT_GROUPS)
 ID_BYTES = 16
 _KEY_BITS = 64
 
@@ -29,6 +31,15 @@ def in_share(id: str, share: float, purpose: str) -> bool:
     return sampling_key(id, purpose) < share * 2**_KEY_BITS
 
 
-def split_of(id: str, heldout_share: float) -> str:
-    """ "heldout" for ``heldout_share`` of all documents, else "train"."""
+def split_of(id: str, heldout_share: float, group: str = "", heldout_groups_share: float = 0.0) -> str:
+    """ "heldout_groups" when the document's group is held out as a whole; of the others "heldout" for
+    ``heldout_share``, else "train". ``group`` names what the document is about; "" for none.
+    """
+    if group and is_heldout_group(group, heldout_groups_share):
+        return HELDOUT_GROUPS
     return "heldout" if in_share(id, heldout_share, "heldout") else "train"
+
+
+def is_heldout_group(group: str, share: float) -> bool:
+    """Whether the group belongs to an even sample of ``share`` (0..1) of all groups, by digest of its name."""
+    return in_share(document_id(group), share, "heldout groups")

@@ -3,7 +3,7 @@
 1. read      the sources: each distinct text once, short ones left out, held-out ones apart, spooled to disk; then
              evenly sampled, when `data.max_documents` is below what is there
 2. tokenizer trained on the training documents: no held-out one is in their spool
-3. encode    both splits into shards and index
+3. encode    the splits into shards and index
 4. manifest  last; then the folder is renamed into place
 
 An ingest that is interrupted leaves nothing, or a hidden folder that the next one clears.
@@ -25,7 +25,7 @@ from streaming_sbp.data import tokenizer
 from streaming_sbp.data.claim import claimed
 from streaming_sbp.data.corpus import Corpus
 from streaming_sbp.data.dataset import FORMAT_VERSION, MANIFEST_NAME, TOKENIZER_NAME, Dataset, Manifest
-from streaming_sbp.data.documents import SPLITS, in_share
+from streaming_sbp.data.documents import in_share
 from streaming_sbp.data.progress import IngestProgress, Progress
 from streaming_sbp.data.shards import IndexRow, IndexWriter, Shard, ShardWriter, token_dtype
 from streaming_sbp.data.sources.reading import Reading
@@ -49,7 +49,7 @@ class IngestSummary:
         manifest = self.manifest
         counts = ", ".join(
             f"{split}: {manifest.num_documents[split]:,} documents, {manifest.num_tokens[split]:,} tokens"
-            for split in SPLITS
+            for split in manifest.num_documents
         )
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()) or "nothing"
         made = "was there already" if self.existed else f"made in {self.seconds:.1f} s"
@@ -151,12 +151,12 @@ class _Written:
 def _write_documents(
     folder: Path, corpus: Corpus, tokens: Tokenizer, data: config.Data, progress: Progress
 ) -> _Written:
-    """Shards and index of both splits; the digest covers the ids in order, their splits and the tokenizer."""
-    written = _Written([], dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0))
+    """Shards and index of all splits; the digest covers the ids in order, their splits and the tokenizer."""
+    written = _Written([], dict.fromkeys(corpus.splits, 0), dict.fromkeys(corpus.splits, 0))
     digest = hashlib.sha256(tokens.digest.encode())
     progress.start("encode", sum(corpus.num_documents.values()), "documents")
     with IndexWriter(folder) as index:
-        for split in SPLITS:
+        for split in corpus.splits:
             digest.update(split.encode())
             with ShardWriter(folder, split, token_dtype(tokens.vocab_size), data.shard_bytes) as writer:
                 for row in _rows(corpus, split, tokens, writer, progress):
@@ -186,11 +186,12 @@ def _occupied(path: Path) -> bool:
 
 def _existing(path: Path, settings: dict[str, Any]) -> IngestSummary:
     manifest = Dataset.open(path).manifest
+    made_with = {**_settings(config.Data(), ()), **manifest.settings}  # a setting it does not know had no effect
     absent = "not set"
     changes = [
-        f"data.{key}: {manifest.settings.get(key, absent)!r} -> {settings.get(key, absent)!r}"
-        for key in sorted({*settings, *manifest.settings})
-        if manifest.settings.get(key, absent) != settings.get(key, absent)
+        f"data.{key}: {made_with.get(key, absent)!r} -> {settings.get(key, absent)!r}"
+        for key in sorted({*settings, *made_with})
+        if made_with.get(key, absent) != settings.get(key, absent)
     ]
     if changes:
         raise ConfigError(

@@ -1,45 +1,87 @@
 """Documents as vectors whose inner product says how related they are.
 
-"tfidf" needs no model: weighted word counts, projected by truncated SVD (latent semantic analysis, Deerwester et al.
-1990). On docstrings, words paired better than the tokenizer's ids, whose counts follow the formatting. A word is a run
-of letters, so for languages written without spaces choose a sentence-transformers model.
+"tfidf" needs no model: word counts weighted by `IDF_POWER`, projected by truncated SVD (latent semantic analysis,
+Deerwester et al. 1990). On docstrings, words paired better than the tokenizer's ids, whose counts follow the
+formatting. A word is a run of letters, so for languages written without spaces choose a sentence-transformers model.
+
+"self" (pairing/pooling.py) needs nothing from outside either: hidden states of the trainer's own checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
+from streaming_sbp.pairing.index import IN_MEMORY_BYTES
 
-TFIDF = "tfidf"
+TFIDF, SELF = "tfidf", "self"
+IDF_POWER = 1.5  # of log(1 + n / documents with the word): rare words say what a text is about (docs/experiments.md)
 HASHED_TERMS = 2**22  # columns that words are hashed to; 100,000 distinct words share a column in 2 % of the cases
 SVD_FIT_DOCUMENTS = 2**15  # the projection is fitted on an even sample of this many, then applied to all
+PROJECTED_TOGETHER = 2**14  # documents
 SVD_ITERATIONS = 5  # of the power method; the small singular values need them
 WORD = r"(?u)[^\W\d_]{2,}"  # snake_case is several words
 
 
 class Embedder(Protocol):
-    def embed(self, batches: Iterable[list[str]]) -> np.ndarray:
-        """The documents of all batches, in order: float32 [n, d], each of unit norm, or zero when nothing is known."""
+    def embed(self, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        """The documents of all batches, in order, in blocks: float32 [b, d], each of unit norm, or zero when nothing is
+        known of it.
+        """
         ...
 
 
-def make_embedder(settings: config.Pairing, seed: int) -> Embedder:
-    """Raises ConfigError when the embedder's package is missing, or its model cannot be loaded."""
+def make_embedder(settings: config.Pairing, seed: int, model: Path | None = None) -> Embedder:
+    """``model``: Hugging Face folder of the trainer's checkpoint, for "self".
+
+    Raises ConfigError when the embedder's package is missing, or its model cannot be loaded.
+    """
     if settings.embedder == TFIDF:
         return TfidfEmbedder(settings.dimensions, settings.max_features, seed)
+    if settings.embedder == SELF:
+        from streaming_sbp.pairing.pooling import SelfEmbedder  # torch is slow to import, and only this one needs it
+
+        if model is None:
+            raise ConfigError(f'pairing.embedder = "{SELF}": no checkpoint to embed with; start the trainer, too')
+        return SelfEmbedder(model)
     return SentenceEmbedder(settings.embedder)
 
 
+def stack(
+    embedder: Embedder, batches: Iterable[list[str]], num_documents: int, folder: Path | None = None
+) -> np.ndarray:
+    """The vectors of all documents, float32 [n, d]; when large and with ``folder``, an array mapped from a file there.
+
+    Raises ValueError when the batches do not hold ``num_documents``.
+    """
+    found, end = np.zeros((num_documents, 1), dtype=np.float32), 0
+    for block in embedder.embed(batches):
+        if not end:
+            found = _array((num_documents, block.shape[1]), folder)
+        found[end : end + len(block)] = block
+        end += len(block)
+    if end != num_documents:
+        raise ValueError(f"got {end} documents, expected {num_documents}")
+    return found
+
+
+def _array(shape: tuple[int, int], folder: Path | None) -> np.ndarray:
+    if folder is None or 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
+        return np.zeros(shape, dtype=np.float32)
+    return np.memmap(Path(folder) / "embeddings", dtype=np.float32, mode="w+", shape=shape)
+
+
 class TfidfEmbedder:
-    """Memory: the word counts of all documents, sparse, and the result. Fewer than ``dimensions`` columns come back
+    """Memory: the word counts of all documents, sparse. Fewer than ``dimensions`` columns come back
     when there are fewer documents or terms; the inner products are then those of tf-idf itself.
     """
 
@@ -49,26 +91,31 @@ class TfidfEmbedder:
             n_features=HASHED_TERMS, token_pattern=WORD, alternate_sign=False, norm=None, dtype=np.float32
         )
 
-    def embed(self, batches: Iterable[list[str]]) -> np.ndarray:
+    def embed(self, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
         blocks = [self._counter.transform(batch) for batch in batches if batch]
         if not blocks:
-            return np.zeros((0, 1), dtype=np.float32)
+            return
         counts = most_frequent(sparse.vstack(blocks, format="csr"), self._max_features)
+        del blocks
         if not counts.nnz:
-            return np.zeros((counts.shape[0], 1), dtype=np.float32)
-        return unit_rows(self._project(TfidfTransformer(sublinear_tf=True).fit_transform(counts)))
+            yield np.zeros((counts.shape[0], 1), dtype=np.float32)
+            return
+        weights = weigh(counts)
+        project = self._projection(weights)
+        for start in range(0, weights.shape[0], PROJECTED_TOGETHER):
+            yield unit_rows(project(weights[start : start + PROJECTED_TOGETHER]))
 
-    def _project(self, weights: sparse.csr_matrix) -> np.ndarray:
+    def _projection(self, weights: sparse.csr_matrix) -> Callable[[sparse.csr_matrix], np.ndarray]:
         num_documents, num_terms = weights.shape
         if num_terms <= self._dimensions:
-            return weights.toarray()
+            return lambda rows: rows.toarray()
         sample = weights
         if num_documents > SVD_FIT_DOCUMENTS:
             chosen = np.random.default_rng(self._seed).choice(num_documents, SVD_FIT_DOCUMENTS, replace=False)
             sample = weights[np.sort(chosen)]
         rank = min(self._dimensions, num_documents)
         _, _, components = randomized_svd(sample, rank, n_iter=SVD_ITERATIONS, random_state=self._seed)
-        return weights @ components.T
+        return lambda rows: rows @ components.T
 
 
 class SentenceEmbedder:
@@ -77,12 +124,24 @@ class SentenceEmbedder:
     def __init__(self, name: str):
         self._model = _load_model(name)
 
-    def embed(self, batches: Iterable[list[str]]) -> np.ndarray:
-        blocks = [self._encode(batch) for batch in batches if batch]
-        return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
+    def embed(self, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        return (self._encode(batch) for batch in batches if batch)
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return unit_rows(self._model.encode(texts, convert_to_numpy=True, show_progress_bar=False))
+
+
+def weigh(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """(1 + log count) * log(1 + n / documents with the word) ** `IDF_POWER`, rows of unit norm (Salton 1988).
+
+    Next to scikit-learn's default, words that nearly every document has count for little.
+    """
+    num_documents, num_terms = counts.shape
+    num_documents_with = np.bincount(counts.indices, minlength=num_terms)
+    rarity = np.log1p(num_documents / np.maximum(num_documents_with, 1)) ** IDF_POWER
+    weights = counts.astype(np.float64)
+    weights.data = (1 + np.log(weights.data)) * rarity[weights.indices]
+    return normalize(weights).astype(np.float32)
 
 
 def most_frequent(counts: sparse.csr_matrix, max_terms: int) -> sparse.csr_matrix:

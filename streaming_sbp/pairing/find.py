@@ -1,19 +1,24 @@
 """From documents to pairs of related ones.
 
 1. embed      every training document, a vector
-2. search     its nearest neighbours; those above `pairing.threshold` are candidates
-3. copies     candidates that share too many shingles are removed; then the best few of each seed document are kept
-4. heldout    whole neighbourhoods are held out, and pairs across the cut dropped
+2. search     its nearest neighbours; those above `pairing.threshold` are candidates, all of them for a calibration
+3. copies     candidates that share too many shingles are removed; then the best few of each seed document are kept, and
+              with `pairing.pairs_per_document` only the most similar of all
+4. heldout    pairs of held-out groups only judge; without such groups whole neighbourhoods are held out. Pairs across
+              the cut are dropped
 
-Only the training split is looked at. Pairs are ordered: (d1, d2) does not imply (d2, d1).
+Only documents of training and of held-out groups are looked at (`Dataset.pairable`).
+Pairs are ordered: (d1, d2) does not imply (d2, d1).
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +29,9 @@ from streaming_sbp.data.documents import sampling_key
 from streaming_sbp.data.progress import IngestProgress, Progress
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.pairing.copies import Shingles, find_copies
-from streaming_sbp.pairing.embed import make_embedder
-from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, groups_of_copies
-from streaming_sbp.pairing.index import nearest
+from streaming_sbp.pairing.embed import make_embedder, stack
+from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
+from streaming_sbp.pairing.index import choose, nearest
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable
 from streaming_sbp.pairing.statistics import Similarities, describe
 
@@ -63,29 +68,44 @@ def made_from(dataset: Dataset, settings: config.Pairing, seed: int) -> MadeFrom
 
 
 def find_pairs(
-    dataset: Dataset, settings: config.Pairing, seed: int, report: Callable[[PairingProgress], None] | None = None
+    dataset: Dataset,
+    settings: config.Pairing,
+    seed: int,
+    report: Callable[[PairingProgress], None] | None = None,
+    model: Path | None = None,
+    scratch: Path | None = None,
 ) -> Found:
-    """Find the pairs of the training split; the same arguments find the same pairs.
+    """Find the pairs of a data set; the same arguments find the same pairs.
 
-    ``report`` hears of the progress several times a second; what it raises ends the search.
+    ``report`` hears of the progress several times a second; what it raises ends the search. ``model``: for the embedder
+    "self". ``scratch``: folder for large intermediate files, which are gone afterwards.
     Raises ConfigError when the embedder cannot be used.
     """
-    documents, clock = dataset.split("train"), PhaseClock(report)
-    embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock)
-    candidates, similarities = _search(embeddings, settings, clock)
+    documents, num_training, clock = dataset.pairable(), len(dataset.split("train")), PhaseClock(report)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".pairing-") as folder:
+        embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock, model, Path(folder))
+        without_vector = sum(1 for row in embeddings if not row.any())
+        candidates, similarities = _search(embeddings, settings, clock, Path(folder))
+        del embeddings
     copies = _copies(candidates, documents, settings, clock)
-    related = _best(candidates.where(~copies), settings.max_targets_per_seed)
-    chosen = _cut(related, candidates.where(copies), documents, settings.heldout_share, clock)
+    across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
+    related = _best(candidates.where(~copies & ~across_groups), settings.max_targets_per_seed)
+    related, threshold = _calibrated(related, settings, len(documents))
+    with clock.phase("heldout", len(related), "pairs"):
+        chosen = _cut(related, candidates.where(copies), documents, num_training, settings.heldout_share)
+    num_across = int((~copies & across_groups & (candidates.similarity > threshold)).sum())
     inside = chosen.heldout | chosen.training
     kept = related.where(inside)
     origin = made_from(dataset, settings, seed)
     table = PairTable(kept.seed, kept.target, kept.similarity, chosen.heldout[inside], origin)
     statistics = describe(table, len(documents), similarities, documents.ids) | {
-        "num_documents_without_vector": int((~embeddings.any(axis=1)).sum()),
+        "threshold": threshold,
+        "index": choose(settings.index, len(documents)),
+        "num_documents_without_vector": without_vector,
         "num_candidates_above_threshold": len(candidates),
         "num_near_duplicates_removed": int(copies.sum()),
-        "num_pairs_across_the_cut_dropped": int((~inside).sum()),
-        "no_heldout_pairs_because": _why_none(table, settings.heldout_share),
+        "num_pairs_across_the_cut_dropped": num_across + int((~inside).sum()),
+        "no_heldout_pairs_because": _why_none(table, settings.heldout_share, len(documents) > num_training),
         "seconds": clock.seconds,
     }
     return Found(table, statistics)
@@ -109,11 +129,17 @@ class PhaseClock:
 
 
 def _embed(
-    documents: Split, tokenizer: Tokenizer, settings: config.Pairing, seed: int, clock: PhaseClock
+    documents: Split,
+    tokenizer: Tokenizer,
+    settings: config.Pairing,
+    seed: int,
+    clock: PhaseClock,
+    model: Path | None,
+    folder: Path,
 ) -> np.ndarray:
-    embedder = make_embedder(settings, seed)
+    embedder = make_embedder(settings, seed, model)
     with clock.phase("embed", len(documents), "documents") as advance:
-        return embedder.embed(_texts(documents, tokenizer, advance))
+        return stack(embedder, _texts(documents, tokenizer, advance), len(documents), folder)
 
 
 def _texts(documents: Split, tokenizer: Tokenizer, advance: Callable[[int], None]) -> Iterator[list[str]]:
@@ -123,13 +149,16 @@ def _texts(documents: Split, tokenizer: Tokenizer, advance: Callable[[int], None
         advance(len(batch))
 
 
-def _search(embeddings: np.ndarray, settings: config.Pairing, clock: PhaseClock) -> tuple[Candidates, Similarities]:
+def _search(
+    embeddings: np.ndarray, settings: config.Pairing, clock: PhaseClock, folder: Path
+) -> tuple[Candidates, Similarities]:
     blocks, similarities = [_no_candidates()], Similarities()
+    threshold = 0.0 if settings.pairs_per_document else settings.threshold
     num_neighbours = NEIGHBOURS_PER_TARGET * settings.max_targets_per_seed
     with clock.phase("search", len(embeddings), "documents") as advance:
-        for found in nearest(embeddings, num_neighbours):
+        for found in nearest(embeddings, num_neighbours, kind=settings.index, folder=folder):
             similarities.add(found.similarity)
-            row, column = np.nonzero(found.similarity > settings.threshold)
+            row, column = np.nonzero(found.similarity > threshold)
             blocks.append(Candidates(found.document[row], found.neighbour[row, column], found.similarity[row, column]))
             advance(len(found.document))
     names = ("seed", "target", "similarity")
@@ -152,16 +181,34 @@ def _best(candidates: Candidates, max_targets: int) -> Candidates:
     return candidates.where(np.arange(len(candidates)) - first[back] < max_targets)
 
 
-def _cut(related: Candidates, copies: Candidates, documents: Split, share: float, clock: PhaseClock) -> Cut:
-    with clock.phase("heldout", len(related), "pairs"):
-        group = groups_of_copies(len(documents), copies.seed, copies.target)
-        key = np.array([sampling_key(id, PURPOSE) for id in documents.ids], dtype=np.uint64)
-        return cut(related.seed, related.target, group, key, share)
+def _calibrated(related: Candidates, settings: config.Pairing, num_documents: int) -> tuple[Candidates, float]:
+    """The most similar `pairs_per_document` times ``num_documents`` candidates, and the threshold they are above.
+
+    Fewer when there are no more; pairs that are as similar as the last one come with it.
+    """
+    wanted = round(settings.pairs_per_document * num_documents)
+    if not settings.pairs_per_document:
+        return related, settings.threshold
+    if not 0 < wanted < len(related):
+        return related, 0.0
+    last = np.partition(related.similarity, len(related) - wanted)[len(related) - wanted]
+    threshold = float(np.nextafter(last, np.float32(-1)))
+    return related.where(related.similarity > np.float32(threshold)), threshold
 
 
-def _why_none(table: PairTable, share: float) -> str:
+def _cut(related: Candidates, copies: Candidates, documents: Split, num_training: int, share: float) -> Cut:
+    group = groups_of_copies(len(documents), copies.seed, copies.target)
+    if len(documents) > num_training:
+        return cut_groups(related.seed, related.target, group, num_training)
+    key = np.array([sampling_key(id, PURPOSE) for id in documents.ids], dtype=np.uint64)
+    return cut(related.seed, related.target, group, key, share)
+
+
+def _why_none(table: PairTable, share: float, by_groups: bool) -> str:
     if table.heldout.any():
         return ""
     if not len(table):
         return "there are no pairs"
+    if by_groups:
+        return "no two documents of a held-out group are related"
     return "pairing.heldout_share is 0" if share == 0.0 else "no two pairs have all their documents apart"

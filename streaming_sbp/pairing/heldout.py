@@ -4,6 +4,9 @@ In real text nearly all paired documents hang together, so there is no clean com
 are taken as anchors, in the order of their digest, each with the documents it is paired with, until the share is
 reached. Pairs inside are held out, pairs outside are for training, and pairs that cross are dropped, so no document of
 a held-out pair is in a training pair. Documents that are copies of each other count as one and stay together.
+
+Where the data set has held-out groups (`data.heldout_groups_share`), their documents are in no training at all, so
+their pairs are the ones held out, and no others.
 """
 
 from __future__ import annotations
@@ -52,6 +55,16 @@ def cut(seed: np.ndarray, target: np.ndarray, group: np.ndarray, key: np.ndarray
         if found.whole:
             return found
     return Cut(np.zeros(len(seed), dtype=bool), np.ones(len(seed), dtype=bool))
+
+
+def cut_groups(seed: np.ndarray, target: np.ndarray, group: np.ndarray, num_training: int) -> Cut:
+    """Documents from ``num_training`` on are held out, and judge unless one below is a copy of them.
+
+    ``group``: int64 [documents], the group of copies.
+    """
+    trained = group[:num_training]
+    judges = ~np.isin(group, trained)
+    return Cut(judges[seed] & judges[target], (seed < num_training) & (target < num_training))
 
 
 def _split(held: np.ndarray, seed_group: np.ndarray, target_group: np.ndarray) -> Cut:

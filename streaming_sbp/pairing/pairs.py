@@ -1,4 +1,4 @@
-"""The pair table: which documents of the training split are related.
+"""The pair table: which documents are related, of training and of held-out groups.
 
 RUN/pairs/pairs.parquet     one row per ordered pair: seed_id, target_id, seed, target, similarity, heldout
 RUN/pairs/statistics.json   what was found and what was left out (pairing/statistics.py)
@@ -38,7 +38,7 @@ class MadeFrom:
 
 @dataclass(frozen=True)
 class PairTable:
-    """Ordered pairs of documents, numbered as in the training split; all arrays have one entry per pair."""
+    """Ordered pairs of documents, numbered as by `Dataset.pairable`; all arrays have one entry per pair."""
 
     seed: np.ndarray  # int64
     target: np.ndarray  # int64
@@ -82,7 +82,7 @@ class PairTable:
         return table if table is not None and table.made_from in (wanted, MadeFrom()) else None
 
     def save(self, folder: Path, document_ids: Sequence[str], statistics: dict[str, Any]) -> None:
-        """Write both files; a crash leaves the old table or the new. ``document_ids``: of the training split."""
+        """Write both files; a crash leaves the old table or the new. ``document_ids``: of `Dataset.pairable`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / STATISTICS_NAME, statistics)

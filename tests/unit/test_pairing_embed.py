@@ -12,7 +12,15 @@ from scipy import sparse
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.pairing import embed
-from streaming_sbp.pairing.embed import SentenceEmbedder, TfidfEmbedder, make_embedder, most_frequent, unit_rows
+from streaming_sbp.pairing.embed import (
+    IDF_POWER,
+    SentenceEmbedder,
+    TfidfEmbedder,
+    make_embedder,
+    most_frequent,
+    stack,
+    unit_rows,
+)
 
 TEXTS = [
     "the river carries the stone",
@@ -24,11 +32,15 @@ TEXTS = [
 ]
 
 
+def embed_all(embedder, batches):
+    return stack(embedder, batches, sum(map(len, batches)))
+
+
 def tfidf_cosines(texts):
-    """Plain Python: sublinear term frequency, smooth inverse document frequency, words of two letters or more."""
+    """Plain Python: sublinear term frequency, a power of the log of rarity, words of two letters or more."""
     words = [[word for word in text.split() if len(word) > 1 and word.isalpha()] for text in texts]
     num_with = Counter(word for document in words for word in set(document))
-    idf = {word: math.log((1 + len(texts)) / (1 + count)) + 1 for word, count in num_with.items()}
+    idf = {word: math.log(1 + len(texts) / count) ** IDF_POWER for word, count in num_with.items()}
     vectors = [{w: (1 + math.log(n)) * idf[w] for w, n in Counter(document).items()} for document in words]
     norms = [math.sqrt(sum(value**2 for value in vector.values())) or 1.0 for vector in vectors]
     return [
@@ -38,13 +50,13 @@ def tfidf_cosines(texts):
 
 
 def test_with_as_many_dimensions_as_documents_inner_products_are_those_of_tfidf():
-    vectors = TfidfEmbedder(64, 1000, seed=0).embed([TEXTS[:2], [], TEXTS[2:]])
+    vectors = embed_all(TfidfEmbedder(64, 1000, seed=0), [TEXTS[:2], [], TEXTS[2:]])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors @ vectors.T, tfidf_cosines(TEXTS), atol=1e-5)
 
 
 def test_norms_are_one_and_a_document_without_words_has_a_zero_vector():
-    vectors = TfidfEmbedder(3, 1000, seed=0).embed([TEXTS])
+    vectors = embed_all(TfidfEmbedder(3, 1000, seed=0), [TEXTS])
     assert vectors.shape == (len(TEXTS), 3)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1)[[0, 1, 2, 3]], 1.0, rtol=1e-5)
     assert not vectors[-1].any()
@@ -52,7 +64,7 @@ def test_norms_are_one_and_a_document_without_words_has_a_zero_vector():
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**40])
 def test_the_same_seed_gives_the_same_vectors(seed):
-    first, second = (TfidfEmbedder(3, 1000, seed).embed([TEXTS]) for _ in range(2))
+    first, second = (embed_all(TfidfEmbedder(3, 1000, seed), [TEXTS]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -61,7 +73,7 @@ def test_a_projection_fitted_on_a_sample_is_applied_to_every_document(monkeypatc
     topics = [["river", "stone", "water", "boat"], ["bread", "salt", "oven", "flour"]]
     texts = [" ".join(rng.choice(topics[i % 2], 6)) for i in range(60)]
     monkeypatch.setattr(embed, "SVD_FIT_DOCUMENTS", 20)
-    vectors = TfidfEmbedder(2, 1000, seed=0).embed([texts])
+    vectors = embed_all(TfidfEmbedder(2, 1000, seed=0), [texts])
     similarity = vectors @ vectors.T
     same = np.equal.outer(np.arange(60) % 2, np.arange(60) % 2)
     assert similarity[same].mean() > 0.7
@@ -72,7 +84,7 @@ def test_a_projection_fitted_on_a_sample_is_applied_to_every_document(monkeypatc
 @pytest.mark.parametrize("dimensions", [1, 16])
 @pytest.mark.parametrize("texts", [[], [""], ["river"], ["river bread salt"], ["river", "river"], ["123", "!"]])
 def test_tiny_corpora(texts, dimensions):
-    vectors = TfidfEmbedder(dimensions, 1000, seed=0).embed([texts])
+    vectors = embed_all(TfidfEmbedder(dimensions, 1000, seed=0), [texts])
     assert len(vectors) == len(texts)
     expected = [1.0 if "river" in text else 0.0 for text in texts]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), expected, rtol=1e-5)
@@ -120,5 +132,5 @@ def test_a_sentence_model_gives_unit_vectors_in_order(monkeypatch):
     fake_sentence_transformers(monkeypatch)
     embedder = make_embedder(config.Pairing(embedder="fine"), seed=0)
     assert isinstance(embedder, SentenceEmbedder)
-    vectors = embedder.embed([["aaa"], ["", "a"]])
+    vectors = embed_all(embedder, [["aaa"], ["", "a"]])
     np.testing.assert_allclose(vectors, unit_rows(np.array([[3.0, 1.0], [0.0, 1.0], [1.0, 1.0]])), rtol=1e-6)

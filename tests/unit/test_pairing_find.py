@@ -123,14 +123,14 @@ def test_copies_are_removed_and_their_place_goes_to_related_documents(tmp_path):
     original = words(rng, vocabulary, 60)
     copies = [f"{original} {word}" for word in ("once", "twice", "thrice")]
     dataset = make_dataset(tmp_path, [original, *copies, *related])
-    found = find_pairs(dataset, config.Pairing(max_targets_per_seed=4, heldout_share=0.0), 0)
+    found = find_pairs(dataset, config.Pairing(max_targets_per_seed=4, heldout_share=0.0, threshold=0.3), 0)
     is_copy = np.array([text.startswith(original) for text in texts_of(dataset)])
     assert is_copy.sum() == 4
     table = found.table
     assert found.statistics["num_near_duplicates_removed"] == 12
     assert not (is_copy[table.seed] & is_copy[table.target]).any()
     assert (np.bincount(table.seed, minlength=10) == 4).all()
-    without = find_pairs(dataset, config.Pairing(near_duplicate_jaccard=1.0, heldout_share=0.0), 0)
+    without = find_pairs(dataset, config.Pairing(near_duplicate_jaccard=1.0, heldout_share=0.0, threshold=0.3), 0)
     assert without.statistics["num_near_duplicates_removed"] == 0
 
 
@@ -152,7 +152,9 @@ def test_corpora_without_pairs_give_an_empty_table(tmp_path, texts):
 
 
 def test_two_related_documents_are_a_pair_in_both_orders_and_none_can_be_held_out(tmp_path):
-    found = find_pairs(make_dataset(tmp_path, ["river stone water boat", "boat water stone reed"]), config.Pairing(), 0)
+    found = find_pairs(
+        make_dataset(tmp_path, ["river stone water boat", "boat water stone reed"]), config.Pairing(threshold=0.3), 0
+    )
     assert sorted(zip(found.table.seed.tolist(), found.table.target.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert not found.table.heldout.any()
     assert found.statistics["no_heldout_pairs_because"] == "no two pairs have all their documents apart"

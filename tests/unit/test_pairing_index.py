@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from streaming_sbp.pairing import index as index_module
 from streaming_sbp.pairing.embed import unit_rows
-from streaming_sbp.pairing.index import nearest
+from streaming_sbp.pairing.index import EXACT_UP_TO, choose, nearest
 
 
 def brute_force(vectors, k):
@@ -48,3 +49,55 @@ def test_fewer_documents_than_neighbours_asked_for():
 @pytest.mark.parametrize("vectors", [np.zeros((0, 4)), np.zeros((5, 4)), np.eye(4)[:1]])
 def test_nothing_comes_when_fewer_than_two_documents_have_a_vector(vectors):
     assert list(nearest(vectors.astype(np.float32), 3)) == []
+
+
+def clustered(num_documents=6000, num_clusters=300, dimensions=32):
+    """Unit vectors around centres: what related documents look like."""
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(num_clusters, dimensions))
+    return unit_rows(
+        centres[rng.integers(num_clusters, size=num_documents)] + 0.4 * rng.normal(size=(num_documents, dimensions))
+    )
+
+
+def neighbours_of(vectors, kind, folder=None, k=10):
+    blocks = list(nearest(vectors, k, kind=kind, folder=folder))
+    return np.concatenate([b.neighbour for b in blocks]), np.concatenate([b.similarity for b in blocks])
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_finds_nearly_all_that_an_exact_one_finds(kind):
+    vectors = clustered()
+    exact, _ = neighbours_of(vectors, "exact")
+    found, similarity = neighbours_of(vectors, kind)
+    hits = [len(set(a) & set(b)) for a, b in zip(exact.tolist(), found.tolist(), strict=True)]
+    assert np.mean(hits) / 10 >= 0.95
+    assert (found != np.arange(len(vectors))[:, None]).all()
+    inside = found >= 0
+    products = np.einsum("bd,bkd->bk", vectors, vectors[found])
+    np.testing.assert_allclose(similarity[inside], products[inside], atol=1e-5)
+
+
+def test_cells_on_disk_find_the_same_neighbours_and_leave_their_bytes_there(tmp_path, monkeypatch):
+    vectors = clustered()
+    in_memory = neighbours_of(vectors, "ivf")
+    monkeypatch.setattr(index_module, "IN_MEMORY_BYTES", 0)
+    on_disk = neighbours_of(vectors, "ivf", tmp_path)
+    np.testing.assert_array_equal(in_memory[0], on_disk[0])
+    assert (tmp_path / "cells").stat().st_size >= vectors.nbytes
+
+
+def test_where_an_index_finds_too_few_there_is_minus_one(monkeypatch):
+    monkeypatch.setattr(index_module, "NUM_PROBES", 1)
+    vectors = clustered(400, 200)
+    found, similarity = neighbours_of(vectors, "ivf", k=300)
+    assert (found == -1).any()
+    assert (similarity[found == -1] == -1).all()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in found)
+
+
+def test_auto_is_exact_until_the_corpus_is_large():
+    assert [choose("auto", n) for n in (0, EXACT_UP_TO, EXACT_UP_TO + 1)] == ["exact", "exact", "ivf"]
+    assert choose("hnsw", 3) == "hnsw"
+    with pytest.raises(ValueError, match="expected auto, exact, ivf or hnsw"):
+        list(nearest(unit_rows(np.eye(3)), 1, kind="flat"))

@@ -172,7 +172,7 @@ def test_the_process_stops_at_sigterm(run):
     script = (
         "import sys, time; from sbp_services import pairer; from streaming_sbp.pairing import find; "
         "from streaming_sbp.rundir import RunDir; search = find.nearest; "
-        "find.nearest = lambda e, k: (time.sleep(0.05) or b for _ in range(2000) for b in search(e, k)); "
+        "find.nearest = lambda *a, **k: (time.sleep(0.05) or b for _ in range(2000) for b in search(*a, **k)); "
         f"sys.exit(pairer.main(RunDir({str(run.path)!r})))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})

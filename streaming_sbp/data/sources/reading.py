@@ -46,6 +46,7 @@ class InputError(ConfigError):
 class RawDocument:
     text: str
     origin: str  # file and line, or the name of the documented object
+    group: str = ""  # what it is about, where the source knows: groups are held out as a whole
 
 
 @dataclass(frozen=True)
