@@ -353,7 +353,8 @@ class ReceiverProtocol:
             session = self._session((entry.generator, entry.session))
             if entry.seq not in session.settled:
                 session.accepted += 1
-                seeded |= {entry.header.seed_position} - {None}
+                if entry.header.seed_position is not None:
+                    seeded.add(entry.header.seed_position)
                 self._settle(session, entry.seq)
         for drop in drops:
             session = self._session((drop.generator, drop.session))
