@@ -80,7 +80,7 @@ class HeldSeeds:
         if introduced != self._introduced:
             return
         for grant in sorted(grants, key=lambda g: g.number):
-            if grant.number > self._last_grant:
+            if grant.number > self._last_grant and grant.first < grant.end <= grant.first + MAX_HELD_SEEDS:
                 self._last_grant = grant.number
                 self._free.extend(range(grant.first, grant.end))
 

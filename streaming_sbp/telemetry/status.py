@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -144,10 +145,14 @@ class StatusCollector:
         self, facts: dict[str, Any], files: dict[str, dict[str, Any]], roles: dict[str, Any]
     ) -> dict[str, Any]:
         alive = [files[name].get("facts", {}) for name in files if roles[name]["alive"]]
+        filtered = [
+            file.get("facts", {})["filtered"] for file in files.values() if file.get("facts", {}).get("filtered")
+        ]
         rates = [said["documents_per_second"] for said in alive if said.get("documents_per_second") is not None]
         return {
             "tokens_per_second": _first(self._trainer.tokens_per_second(), facts.get("tokens_per_second")),
             "documents_per_second": sum(rates) if rates else None,
+            "filtered": dict(sum(map(Counter, filtered), Counter())),
             "data_wait_share": facts.get("data_wait_share"),
             "staleness_tokens": facts.get("staleness_tokens"),
             "peers": facts.get("peers"),

@@ -232,7 +232,9 @@ def _stream(status: Status) -> Text:
     throughput = status["throughput"]
     text = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s")
     text.append(f" from {whole(throughput['peers'])} generators · {whole(status['ledger']['buffered'])} buffered")
-    return text.append(f" · {quantity(throughput['staleness_tokens'])} tokens old")
+    text.append(f" · {quantity(throughput['staleness_tokens'])} tokens old")
+    reasons = [f"{whole(n)} {reason.replace('_', ' ')}" for reason, n in sorted(throughput["filtered"].items())]
+    return text.append(f"\nnot sent: {', '.join(reasons)}" if reasons else "")
 
 
 def _snapshots(snapshots: dict[str, Any]) -> Text:

@@ -274,7 +274,17 @@ def _newest_first(folder: Path) -> list[Path]:
 def _inspect(path: Path) -> tuple[CheckpointInfo | None, str]:
     """The checkpoint, and the reason why it is not whole, or ""."""
     info = _read_info(path)
-    return info, verify_checkpoint(info) if info else "manifest.json is missing or damaged"
+    return info, verify_checkpoint(info) if info else _why_no_info(path)
+
+
+def _why_no_info(path: Path) -> str:
+    try:
+        found = (read_json(path / "manifest.json") or {}).get("format_version")
+    except ValueError:
+        found = None
+    if found in (None, FORMAT_VERSION):
+        return "manifest.json is missing or damaged"
+    return f"format {found}, expected {FORMAT_VERSION}: written by another version of streaming-sbp"
 
 
 def _read_info(path: Path) -> CheckpointInfo | None:

@@ -341,7 +341,12 @@ class FakeRun:
                 name,
                 "done" if self.finished else "running",
                 detail="sampling 32 documents from snapshot v3",
-                facts={"documents_per_second": 13.4, "tokens_per_second": 2_000.0, "swaps": 3},
+                facts={
+                    "documents_per_second": 13.4,
+                    "tokens_per_second": 2_000.0,
+                    "swaps": 3,
+                    "filtered": {"unfinished": 4, "too_short": 1},
+                },
             )
 
     def _supervisor(self) -> None:

@@ -44,6 +44,7 @@ TO_TRAINER = [
 ]
 TO_GENERATOR = [
     messages.encode(Progress(5, 2, (3,), Announcement("digest", 1, 10, "path")))[0],
+    messages.encode(Progress(5, 2, (3,), None, 1, (messages.SeedGrant(2, 8, 12),)))[0],
     messages.encode(Progress(2**50, 2**50, (2**50,)))[0],
     messages.encode(Refused("wrong_run", "got 'a', expected 'b'"))[0],
     messages.encode(Unknown())[0],

@@ -302,7 +302,7 @@ class Schedule(RuleBasedStateMachine):
 
     @invariant()
     def every_seed_is_completed_once_or_with_somebody(self) -> None:
-        """But for those excepted. An order has each document once an epoch, so their counts differ by 1 at most."""
+        """But for those excepted. So, with each document once an epoch, counts of documents differ by 1 at most."""
         for name, generator in self.generators.items():
             session = self.trainer._sessions.get((name, generator.protocol._identity[-1]))
             if session is None or session.peer is None:
@@ -554,6 +554,69 @@ def test_what_the_trainer_before_had_granted_is_taken_once_the_generator_speaks_
     assert generator.unacknowledged == 0
 
 
+def test_seeds_are_used_equally_often_by_generators_that_come_and_go():
+    """A clean life: 40 generator processes, each takes some, completes some out of order, and leaves."""
+    trainer, rng, completed = receiver(), random.Random(1), Counter()
+    for session in range(40):
+        peer, now = b"%d" % session, float(session)
+        generator = sender(f"s{session}", f"generator-{session % 3}")
+        generator.connect(now)
+        for _ in range(3):
+            exchange(trainer, generator, now, peer)
+            taken = generator.seeds.take(5)
+            for position in rng.sample(taken, min(len(taken), rng.randrange(6))):
+                generator.seeds.done(position)
+                completed[position] += 1
+            now += STREAM.heartbeat_s
+            generator.tick(now)
+        generator.leave(now)
+        for frames in generator.outgoing():
+            trainer.receive(peer, frames, now)
+    assert set(completed.values()) == {1}
+    assert set(completed) | trainer.seeds.returned == set(range(trainer.seeds.next))
+    assert len(trainer.seeds.returned) <= SEEDS_WANTED
+    documents = Counter(position % 17 for position in range(trainer.seeds.next) if completed[position])
+    assert max(documents.values()) - min(documents.values()) <= 1 + len(trainer.seeds.returned)
+
+
+def test_a_report_of_seeds_that_nobody_could_hold_is_ignored():
+    trainer, generator = connected()
+    before = (trainer.seeds.next, trainer._sessions["generator-0", "s0"].lease.positions())
+    for held in [((0, 2**50),), ((2**50, 2**50 + 1),), ((5, 3),)]:
+        trainer.receive(b"p", messages.encode(Alive(0, messages.SeedReport(99, 1, 8, held))), 0.0)
+    assert (trainer.seeds.next, trainer._sessions["generator-0", "s0"].lease.positions()) == before
+    generator.receive(messages.encode(Progress(1, 0, introduced=1, grants=(messages.SeedGrant(50, 0, 2**50),))), 0.0)
+    assert len(generator.seeds) == SEEDS_WANTED
+
+
+def test_grants_of_a_trainer_that_is_no_more_are_not_taken():
+    trainer, generator = connected()
+    late = messages.encode(Progress(40, 0, introduced=1, grants=(messages.SeedGrant(2, 8, 12),)))
+    generator.disconnected()
+    generator.connect(1.0)
+    generator.receive(late, 1.0)
+    exchange(trainer, generator, 1.0)
+    assert generator.seeds.take(99) == list(range(SEEDS_WANTED))
+
+
+def test_seeds_that_nobody_claims_after_a_restart_are_granted_again_once_the_living_have_spoken():
+    before, generator = connected()
+    state = msgspec.json.decode(msgspec.json.encode(before.state_dict()))
+    after, other = receiver(), sender("s1", "generator-1")
+    after.restore(state, [], [], 0)
+    other.connect(0.0)
+    exchange(after, other, 0.0, b"q")
+    assert len(other.seeds) == 0  # it does not know yet who is alive
+    generator.connect(1.0)
+    exchange(after, generator, 1.0)
+    for now in (3.0, 6.0, 9.0, 12.0):
+        generator.tick(now)
+        exchange(after, generator, now)
+        other.tick(now + 1.5)
+        exchange(after, other, now + 1.5, b"q")  # apart: what is said to one while the other is served is lost
+    assert sorted(generator.seeds.take(99) + other.seeds.take(99)) == list(range(2 * SEEDS_WANTED))
+
+
 def test_an_unknown_peer_is_asked_to_introduce_itself():
     trainer = receiver()
     trainer.receive(b"p", messages.encode(Alive(3)), 0.0)
@@ -657,6 +720,8 @@ def test_random_bytes_are_never_an_exception():
         messages.encode_document(0, header(), np.zeros(3, "<u2"), np.zeros(3, "u1")),
         messages.encode(Hello(messages.PROTOCOL_VERSION, "run", "tokenizer", "generator", "generator-0", "s0", 0, 0)),
         messages.encode(Progress(5, 2, (3,))),
+        messages.encode(Alive(3, messages.SeedReport(4, 1, 8, ((2, 5), (7, 8))))),
+        messages.encode(Progress(5, 2, (3,), None, 1, (messages.SeedGrant(2, 8, 12),))),
     ]
     for _ in range(20_000):
         frames = [bytearray(frame) for frame in rng.choice(valid)]

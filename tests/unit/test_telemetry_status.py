@@ -66,7 +66,12 @@ def test_a_run_that_never_ran(tmp_path):
     assert status["run"]["total_tokens"] == 6_000_000
     assert list(status["roles"]) == ["supervisor", "trainer", "pairer", "tuner", "generator-0", "generator-1"]
     assert all(role["state"] is None and role["alive"] is False for role in status["roles"].values())
-    for section, counted in (("ledger", ()), ("loss", ("heldout_history",)), ("throughput", ()), ("mix", ())):
+    for section, counted in (
+        ("ledger", ()),
+        ("loss", ("heldout_history",)),
+        ("throughput", ("filtered",)),
+        ("mix", ()),
+    ):
         assert {value for key, value in status[section].items() if key not in counted} == {None}
     assert status["snapshots"] == {
         "published": 0,
@@ -118,6 +123,7 @@ def test_a_running_run_has_an_eta_and_sums_its_generators(tmp_path):
     assert status["run"]["tokens"] == 200 * SECOND_TOKENS
     assert status["run"]["eta_s"] == pytest.approx((6_000_000 - 200 * SECOND_TOKENS) / SECOND_TOKENS, rel=0.01)
     assert status["throughput"]["documents_per_second"] == pytest.approx(2 * 13.4)
+    assert status["throughput"]["filtered"] == {"unfinished": 8, "too_short": 2}
     assert all(role["alive"] for role in status["roles"].values())
 
 
