@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 
@@ -15,7 +15,9 @@ from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable, delete_table
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
-from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
+
+if TYPE_CHECKING:
+    from streaming_sbp.training.checkpoint import CheckpointInfo
 
 CHECKPOINT_EVERY_S = 1.0  # how often to look for the first one
 
@@ -58,7 +60,11 @@ class PairerService(Service):
 
     def _checkpoint(self) -> CheckpointInfo | None:
         """The newest whole checkpoint, when the embedder needs one."""
-        newest = newest_checkpoint(self.run.checkpoints) if self.config.pairing.embedder == SELF else None
+        if self.config.pairing.embedder != SELF:
+            return None
+        from streaming_sbp.training.checkpoint import newest_checkpoint, verify_checkpoint  # brings torch: slow
+
+        newest = newest_checkpoint(self.run.checkpoints)
         return newest if newest and not verify_checkpoint(newest) else None
 
     # --- an earlier table ---

@@ -3,7 +3,7 @@
 | kind    | searches                                              | time to build | memory |
 |---------|-------------------------------------------------------|---------------|--------|
 | exact   | everything: time grows with the square of the corpus  | none          | vectors |
-| ivf     | the `NUM_PROBES` nearest of 2 sqrt(n) cells            | seconds       | vectors, or a file |
+| ivf     | the `NUM_PROBES` nearest of 4 sqrt(n) cells            | seconds       | vectors, or a file |
 | hnsw    | a graph (Malkov and Yashunin 2016)                    | minutes       | vectors and 32 links each |
 
 `benchmarks/pairing.py` measures them; `docs/experiments.md` has the figures from which "auto" chooses.
@@ -23,7 +23,7 @@ import numpy as np
 BATCH_DOCUMENTS = 1024
 EXACT_UP_TO = 50_000  # documents; for more, "auto" takes IVF
 IN_MEMORY_BYTES = 2**30  # larger embeddings, and the cells of their IVF index, are files that are mapped
-NUM_PROBES = 48
+NUM_PROBES = 32
 TRAIN_PER_CELL = 40  # vectors that k-means sees for each cell; FAISS asks for 39
 KMEANS_ITERATIONS = 10
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 128
@@ -101,9 +101,9 @@ def nearest(
 
 
 def _cells(vectors: np.ndarray, folder: Path | None) -> faiss.IndexIVFFlat:
-    """An inverted file with 2 sqrt(n) cells, trained on an even sample; in a file of ``folder``, or in memory."""
+    """An inverted file with 4 sqrt(n) cells, trained on an even sample; in a file of ``folder``, or in memory."""
     num_documents, dimensions = vectors.shape
-    num_cells = max(1, min(round(2 * math.sqrt(num_documents)), num_documents // TRAIN_PER_CELL))
+    num_cells = max(1, min(round(4 * math.sqrt(num_documents)), num_documents // TRAIN_PER_CELL))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, num_cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.spherical, index.cp.seed = KMEANS_ITERATIONS, True, _SEED
     index.nprobe = min(NUM_PROBES, num_cells)

@@ -194,3 +194,13 @@ def test_the_process_stops_at_sigterm(run):
 @pytest.fixture(autouse=True)
 def log_level(caplog):
     caplog.set_level(logging.INFO, logger="sbp")
+
+
+def test_the_embedder_self_waits_for_a_checkpoint_and_names_it(run):
+    service = PairerService(changed(run, "pairing.embedder=self"))
+    service.startup()
+    service._signals = 1  # so that it does not sleep
+    assert service.tick()
+    assert (service._state, service._detail) == ("waiting", "for the first checkpoint, to embed with")
+    assert PairTable.load(run.pairs) is None
+    service.health.close()
