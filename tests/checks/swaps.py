@@ -38,9 +38,10 @@ EXTRA = (  # a model of some size, so that a load is more than a file name
     "model.hidden_size=256",
     "model.intermediate_size=1024",
     "model.num_layers=4",
-    "generator.max_new_tokens=24",
-    "generator.batch_size=4",
+    "generator.max_new_tokens=16",
+    "generator.batch_size=2",
     "stream.capacity_documents=64",
+    "journal.group_latency_s=0.02",
 )
 
 
