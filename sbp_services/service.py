@@ -24,6 +24,10 @@ from streaming_sbp.stream.protocol import StreamRefused
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
 
+# What torch compiles for bf16 on a CPU, one kernel for each shape, and keeps: 1,024 by default, which take over 600 MiB
+# in a generator, whose shapes change at every step. Keeping few costs no time (docs/performance.md).
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KERNELS_KEPT = 64
 log = logging.getLogger("sbp")
 
 
@@ -181,6 +185,8 @@ def _resources() -> dict[str, float]:
 def set_up_process(threads: int = 1) -> None:
     """Plain log lines with time and level; one torch thread per process, or two cores are oversubscribed."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    for cache in KERNEL_CACHES:
+        os.environ.setdefault(cache, str(KERNELS_KEPT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
