@@ -17,6 +17,7 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.history import PastStep, read_steps
 from streaming_sbp.training.loop import PhaseClock, Step
@@ -28,7 +29,8 @@ from streaming_sbp.training.world import World
 class Comparison:
     """How the replay compares with the run; a difference is named by the first step that has it."""
 
-    steps: int = 0
+    logged: int = 0  # steps of the run
+    steps: int = 0  # of them, trained again
     first_other_batch: int | None = None
     first_other_loss: int | None = None
     losses: list[dict[str, float | None]] = field(default_factory=list)
@@ -42,12 +44,18 @@ class Comparison:
         self.losses.append(step.losses)
 
     @property
+    def different(self) -> bool:
+        return self.first_other_batch is not None or self.first_other_loss is not None
+
+    @property
     def equal(self) -> bool:
-        return self.steps > 0 and self.first_other_batch is None and self.first_other_loss is None
+        """Every step of the run was trained again, and is the same."""
+        return 0 < self.steps == self.logged and not self.different
 
     def as_json(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
+            "logged_steps": self.logged,
             "replay_equal": self.equal,
             "first_other_batch": self.first_other_batch,
             "first_other_loss": self.first_other_loss,
@@ -69,6 +77,7 @@ class ReplayService(Service):
         self._past = list(read_steps(self._original.steps))
         if not self._past or self._past[0].step != 1:
             raise ConfigError(f"{self._original.steps}: expected a log of steps from the first on; nothing to replay")
+        self.comparison.logged = len(self._past)
         dataset = Dataset.open(self.config.data.dataset)
         device = choose_device(self.config.training.device)
         journal = Journal(self._original.journal)
@@ -82,14 +91,16 @@ class ReplayService(Service):
         if self.comparison.steps == len(self._past):
             return False
         past = self._past[self.comparison.steps]
-        step = self.trainer.step(past.decisions)
+        try:
+            step = self.trainer.step(past.decisions)
+        except CannotRepeat as error:
+            raise ConfigError(f"{self._original.journal}: step {past.step} cannot be trained again: {error}") from None
         assert step is not None, "decisions were given, so nothing is waited for"
         self.comparison.add(past, step)
         self.record("replayed", step=past.step, loss=step.losses, digest=step.batch.digest())
         progress = (past.step, len(self._past), "steps")
-        self.report(
-            "running", f"step {past.step}: {'equal' if self.comparison.equal else 'different'} so far", progress
-        )
+        so_far = "different" if self.comparison.different else "equal"
+        self.report("running", f"step {past.step}: {so_far} so far", progress)
         return True
 
     def shutdown(self) -> None:

@@ -18,6 +18,7 @@ from streaming_sbp.data.ingest import IngestProgress, IngestSummary
 from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
+from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.view import LastingConsole, LiveView
 
@@ -55,6 +56,7 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)
+    require_keys_off_loopback(config.stream, "stream.host", config.stream.host, generator_names(config.generator.count))
     if not Dataset.exists(config.data.dataset):
         ingest_with_progress(config)
     if collect(run)["run"]["state"] == "done":

@@ -248,7 +248,9 @@ class TrainerService(Service):
             self.metrics.set("sbp_synthetic_measure", value, measure=measure)
         window = self._training_report.close_window(*self.receiver.sessions())
         self.record("train", **window, received=self.watch.measures)
-        self.report("running", f"step {self.trainer.trained.steps}", self._position(), **self._said())
+        paused = self.receiver.paused
+        detail = f"step {self.trainer.trained.steps}" + (f", no synthetic documents: {paused}" if paused else "")
+        self.report("running", detail, self._position(), **self._said())
 
     def _said(self) -> dict[str, object]:
         facts = self._training_report.facts()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class ConfigError(ValueError):
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 class Run(Section):
     dir: str = "runs/default"  # where everything the run writes lives; one directory is one run
-    seed: int = 0  # initial weights, the order of real documents, the order of seed documents
+    seed: Annotated[int, Field(ge=0)] = 0  # initial weights, the order of real documents, the order of seed documents
 
 
 class Data(Section):
@@ -129,7 +129,7 @@ class Packing(Section):
 class Checkpoint(Section):
     every_tokens: Positive = 500_000  # the tuner works on each; also the most that a crash can cost
     keep_last: Positive = 3  # older ones are deleted, but those that the next two keep
-    keep_every: Annotated[int, Field(ge=0)] = 0  # also keep every so manieth for good, to go back to; 0: none
+    keep_every: Annotated[int, Field(ge=0)] = 0  # also keep every n-th for good, to go back to; 0: none
     keep_best: bool = True  # also keep the one with the lowest held-out loss
 
 
@@ -275,6 +275,19 @@ class Config(Section):
             raise ValueError(
                 f'synthesizer.mode = "{self.synthesizer.mode}", mix.pair_share = {self.mix.pair_share:g}: expected '
                 '"joint" exactly when the trainer learns pairs (mix.pair_share above 0)'
+            )
+        model = self.model
+        if not model.config and (model.hidden_size % model.num_heads or model.num_heads % model.num_kv_heads):
+            raise ValueError(
+                f"model: hidden_size = {model.hidden_size} must be a multiple of num_heads = {model.num_heads}, and "
+                f"that of num_kv_heads = {model.num_kv_heads}"
+            )
+        longest_pair = 2 + self.synthesizer.max_seed_tokens + self.synthesizer.max_target_tokens + 1
+        if self.mix.pair_share > 0 and longest_pair > self.training.sequence_tokens:
+            raise ValueError(
+                f"a pair has up to {longest_pair} tokens, training.sequence_tokens = {self.training.sequence_tokens}: "
+                "with mix.pair_share expected a pair to fit into a sequence; lower synthesizer.max_seed_tokens and "
+                "max_target_tokens, or raise training.sequence_tokens"
             )
         if self.mix.pair_share > 0 and self.pairing.embedder == "self":
             raise ValueError(

@@ -112,6 +112,11 @@ def require_keys_off_loopback(stream: Stream, what: str, host: str, generators: 
     )
 
 
+def generator_names(count: int) -> list[str]:
+    """What the generators of a run are called; at least one, for an example."""
+    return [f"generator-{index}" for index in range(max(count, 1))]
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

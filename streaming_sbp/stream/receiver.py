@@ -102,6 +102,11 @@ class Receiver:
         if not self._stopping.is_set():
             self._writer.submit(self._prune, before)
 
+    @property
+    def paused(self) -> str:
+        """Why no synthetic documents are asked for now, or ""."""
+        return "the journal's disk is full" if self._disk_refuses else "journal.max_bytes" if self._is_full else ""
+
     def announce(self, announcement: Announcement) -> None:
         with self._lock:
             self._protocol.announce(announcement)
@@ -250,7 +255,8 @@ class Receiver:
             if self._settings.journal.prune:
                 way_out = "what every kept checkpoint has trained is pruned with the next one; see checkpoint.keep_best"
             log.error(
-                "the journal has %d bytes, journal.max_bytes = %d (%s): no synthetic documents are taken",
+                "the journal has %d bytes, journal.max_bytes = %d (%s): no further credit for synthetic documents; "
+                "what has been granted is still taken",
                 self._journal.num_bytes,
                 limit,
                 way_out,
@@ -296,7 +302,7 @@ def _listen(
 ) -> tuple[ThreadAuthenticator | None, str]:
     """Set the limits, take the keys, bind; returns the authenticator and the endpoint. Raises ConfigError."""
     stream = settings.stream
-    generators = [f"generator-{index}" for index in range(max(settings.generator.count, 1))]
+    generators = keys.generator_names(settings.generator.count)
     authenticator = None
     try:
         keys.require_keys_off_loopback(stream, "stream.host", stream.host, generators)

@@ -61,12 +61,6 @@ def _pair_source(folder: Path, settings: Config, dataset: Dataset, tokenizer: To
     if table is None:
         raise ConfigError(f"{folder}: mix.pair_share = {settings.mix.pair_share:g} needs pairs; run `sbp pair`")
     prompter = Prompter(tokenizer, settings.synthesizer)
-    if prompter.longest_pair_tokens > settings.training.sequence_tokens:
-        raise ConfigError(
-            f"a pair has up to {prompter.longest_pair_tokens} tokens, training.sequence_tokens = "
-            f"{settings.training.sequence_tokens}: with mix.pair_share expected a pair to fit into a sequence; lower "
-            "synthesizer.max_seed_tokens and max_target_tokens, or raise training.sequence_tokens"
-        )
     pairs = training_pairs(table, dataset.split("train"), prompter)
     if not len(pairs):
         raise ConfigError(f"{folder}: the table has no pairs for training; lower pairing.threshold, and pair again")

@@ -60,11 +60,6 @@ def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
             raise ConfigError(
                 f"model.config = {model.config!r}: no Hugging Face configuration there: {error}"
             ) from None
-    if model.hidden_size % model.num_heads or model.num_heads % model.num_kv_heads:
-        raise ConfigError(
-            f"model: hidden_size = {model.hidden_size} must be a multiple of num_heads = {model.num_heads}, "
-            f"and that of num_kv_heads = {model.num_kv_heads}"
-        )
     return _FAMILIES[model.family](
         hidden_size=model.hidden_size,
         num_hidden_layers=model.num_layers,

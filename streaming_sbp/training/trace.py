@@ -15,7 +15,7 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.telemetry.text import printable
-from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.batches import BatchStream, CannotRepeat
 from streaming_sbp.training.build import build_batches
 from streaming_sbp.training.checkpoint import newest_before
 from streaming_sbp.training.history import PastStep, read_steps
@@ -46,7 +46,7 @@ def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
         info, state = checkpoint
         batches.load_state_dict(state["trainer"]["batches"])
         done = info.step
-    past, rows = _repeat(batches, read_steps(run.steps, done), step)
+    past, rows = _repeat(batches, read_steps(run.steps, done), step, done)
     train = dataset.split("train")
     real = batches.sources[REAL]
     assert isinstance(real, RealSource)
@@ -92,10 +92,15 @@ def render(past: PastStep, pieces: list[TracedPiece]) -> Table:
     return table
 
 
-def _repeat(batches: BatchStream, steps: Iterator[PastStep], wanted: int) -> tuple[PastStep, list[Bin]]:
-    last = 0
+def _repeat(batches: BatchStream, steps: Iterator[PastStep], wanted: int, last: int) -> tuple[PastStep, list[Bin]]:
+    """``last``: the step after which ``batches`` go on."""
     for past in steps:
-        found = batches.next_rows(past.decisions)
+        try:
+            found = batches.next_rows(past.decisions)
+        except CannotRepeat as error:
+            raise ConfigError(
+                f"step {past.step} cannot be made again, the journal was pruned or damaged: {error}"
+            ) from None
         last = past.step
         if past.step == wanted:
             assert found is not None

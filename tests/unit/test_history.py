@@ -123,6 +123,22 @@ def test_a_trace_names_the_document_of_every_token(tiny_config, tmp_path):
     assert json.dumps(tracing.as_json(past, pieces))
     with pytest.raises(ConfigError, match="ends at 30"):
         tracing.trace(run, 31)
+    for shard in run.journal.glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(ConfigError, match="pruned or damaged"):
+        tracing.trace(run, 30)
+
+
+def test_a_replay_that_was_cut_short_is_not_equal():
+    from sbp_services.replayer import Comparison
+
+    comparison = Comparison(logged=2, steps=1)
+    assert not comparison.equal
+    assert not comparison.different
+    comparison.steps = 2
+    assert comparison.equal
+    comparison.first_other_loss = 2
+    assert not comparison.equal
 
 
 def test_damaged_documents_are_passed_over_and_counted(tmp_path):

@@ -172,17 +172,16 @@ def test_pairs_are_a_third_of_the_mix_by_tokens_and_held_out_ones_are_never_trai
     assert not seeds & set(table.seed[table.heldout].tolist())
 
 
-def test_pairs_without_a_table_or_longer_than_a_sequence_are_an_error(tiny_config, tmp_path):
+def test_pairs_without_a_table_are_an_error(tiny_config, tmp_path):
     settings = with_mix(tiny_config, pair_share=0.3)
     dataset, journal = Dataset.open(settings.data.dataset), Journal(tmp_path / "journal")
     with pytest.raises(ConfigError, match="needs pairs"):
         build_batches(settings, dataset, journal, tmp_path / "pairs")
-    write_table(settings, tmp_path / "pairs")
-    long = settings.model_copy(
-        update={"synthesizer": settings.synthesizer.model_copy(update={"max_seed_tokens": 10_000})}
-    )
+
+
+def test_a_pair_that_is_longer_than_a_sequence_is_an_error():
     with pytest.raises(ConfigError, match="a pair to fit into a sequence"):
-        build_batches(long, dataset, journal, tmp_path / "pairs")
+        config.build({"mix": {"pair_share": 0.2}, "synthesizer": {"mode": "joint", "max_seed_tokens": 400}})
 
 
 def test_joint_mode_and_a_pair_share_belong_together():

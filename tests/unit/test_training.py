@@ -187,7 +187,7 @@ def test_the_checkpoint_is_a_hugging_face_folder(tiny_config, tmp_path):
 def test_a_model_that_cannot_be_is_a_clear_error(tiny_config):
     tokenizer = Dataset.open(tiny_config.data.dataset).tokenizer()
     with pytest.raises(ConfigError, match="multiple of num_heads"):
-        build_model(tiny_config.model.model_copy(update={"num_heads": 3}), tokenizer, 0)
+        config.build({"model": {"num_heads": 3}})
     with pytest.raises(ConfigError, match="no Hugging Face configuration"):
         build_model(config.Model(config="/nowhere"), tokenizer, 0)
     if not torch.cuda.is_available():
