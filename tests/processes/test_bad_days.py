@@ -89,9 +89,12 @@ def pause(run: RunDir, role: str, seconds: float) -> None:
 
 
 def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    """In the middle, in place: a file cut to nothing for a moment would kill who has it mapped."""
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
 
 
 def restarted(run: RunDir, role: str, before: int) -> Callable[[], Any]:

@@ -218,7 +218,8 @@ def test_tuning_waits_while_it_would_take_more_than_its_share_of_the_compute(tin
 
 
 def test_in_joint_mode_a_checkpoint_is_judged_as_it_is(tiny_config):
-    run = make_run(tiny_config, 'synthesizer.mode="joint"', "mix.pair_share=0.3", "gate.max_empty_share=1.0")
+    short = ("synthesizer.max_seed_tokens=60", "synthesizer.max_target_tokens=60")
+    run = make_run(tiny_config, 'synthesizer.mode="joint"', "mix.pair_share=0.3", "gate.max_empty_share=1.0", *short)
     write_pairs(run)
     checkpoint = write_checkpoint(run, 10, 5000)
     facts = serve(run, waits_for("at least 5,001"))["facts"]
