@@ -156,6 +156,11 @@ class Synthesizer(Section):
     heldout_pairs: Positive = 128  # pairs of held-out neighbourhoods, always the same
     idle_s: PositiveFloat = 1.0  # how often to look for a newer checkpoint
 
+    @property
+    def longest_pair_tokens(self) -> int:
+        """Of ``<bos> seed <sep> target <eos>``."""
+        return 2 + self.max_seed_tokens + self.max_target_tokens + 1
+
 
 class Gate(Section):
     trial_documents: Positive = 64  # sampled from fixed seed documents for each candidate
@@ -282,7 +287,7 @@ class Config(Section):
                 f"model: hidden_size = {model.hidden_size} must be a multiple of num_heads = {model.num_heads}, and "
                 f"that of num_kv_heads = {model.num_kv_heads}"
             )
-        longest_pair = 2 + self.synthesizer.max_seed_tokens + self.synthesizer.max_target_tokens + 1
+        longest_pair = self.synthesizer.longest_pair_tokens
         if self.mix.pair_share > 0 and longest_pair > self.training.sequence_tokens:
             raise ValueError(
                 f"a pair has up to {longest_pair} tokens, training.sequence_tokens = {self.training.sequence_tokens}: "

@@ -34,11 +34,16 @@ class Shingles:
         ids = self._tokens(document).astype(np.uint64) + np.uint64(1)  # so that a shorter document is not its prefix
         if len(ids) < self._num_tokens:
             return np.array([np.dot(ids, self._multipliers[: len(ids)])], dtype=np.uint64)
-        num_shingles = len(ids) - self._num_tokens + 1
-        hashes = np.zeros(num_shingles, dtype=np.uint64)
-        for offset, multiplier in enumerate(self._multipliers):
-            hashes += ids[offset : offset + num_shingles] * multiplier
-        return np.unique(hashes)
+        return np.unique(run_hashes(ids, self._multipliers))
+
+
+def run_hashes(ids: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+    """One uint64 for each run of ``len(multipliers)`` ids, in order; none for fewer. Both arguments: uint64."""
+    count = max(0, len(ids) - len(multipliers) + 1)
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset, multiplier in enumerate(multipliers):
+        hashes += ids[offset : offset + count] * multiplier
+    return hashes
 
 
 def find_copies(

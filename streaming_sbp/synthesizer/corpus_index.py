@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streaming_sbp.pairing.copies import run_hashes
 from streaming_sbp.synthesizer.filters import longest_shared
 
 NGRAM = 13  # tokens; the paper's, and that of near-duplicates
@@ -86,12 +87,7 @@ class CorpusIndex:
 
 def ngram_hashes(tokens: np.ndarray) -> np.ndarray:
     """One uint64 for each run of 13 tokens, in order; none for a shorter document."""
-    ids = np.asarray(tokens).astype(np.uint64) + np.uint64(1)
-    count = max(0, len(ids) - NGRAM + 1)
-    hashes = np.zeros(count, dtype=np.uint64)
-    for offset, multiplier in enumerate(_MULTIPLIERS):
-        hashes += ids[offset : offset + count] * multiplier
-    return hashes
+    return run_hashes(np.asarray(tokens).astype(np.uint64) + np.uint64(1), _MULTIPLIERS)
 
 
 def _kept(hashes: np.ndarray, zero_bits: int) -> np.ndarray:

@@ -51,7 +51,7 @@ class Prompter:
     def __init__(self, tokenizer: Tokenizer, synthesizer: config.Synthesizer):
         self._bos, self._eos, self._sep = [tokenizer.bos_id], [tokenizer.eos_id], [tokenizer.sep_id]
         self.max_seed_tokens, self.max_target_tokens = synthesizer.max_seed_tokens, synthesizer.max_target_tokens
-        self.longest_pair_tokens = 2 + self.max_seed_tokens + self.max_target_tokens + 1
+        self.longest_pair_tokens = synthesizer.longest_pair_tokens
 
     def prompt(self, seed: np.ndarray) -> list[int]:
         """``<bos> seed <sep>``."""

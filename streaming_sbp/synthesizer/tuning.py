@@ -117,7 +117,7 @@ def tune(
 
 def pair_batches(pairs: Pairs, settings: config.Synthesizer, pad_id: int, seed: int) -> Iterator[Batch]:
     """Packed batches of about `synthesizer.batch_tokens` for ever: every pair once an epoch, reshuffled each epoch."""
-    row_tokens = 2 + settings.max_seed_tokens + settings.max_target_tokens + 1
+    row_tokens = settings.longest_pair_tokens
     num_rows = max(1, settings.batch_tokens // row_tokens)
     packer, source = Packer(config.Packing(num_open_bins=2 * num_rows), row_tokens), PairSource(pairs, seed)
     for position in count():

@@ -136,7 +136,12 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="sbp-chaos-"))
     runs.prepare(folder)
     result = chaos(folder, kills, seed)
-    print(json.dumps({"kills": kills, **result, "seconds": round(time.monotonic() - started)}))
+    return conclude({"kills": kills, **result, "seconds": round(time.monotonic() - started)}, folder)
+
+
+def conclude(result: dict[str, Any], folder: Path) -> int:
+    """Print the line; exit status 1, and the run is kept, when something is not as it must be."""
+    print(json.dumps(result))
     wrong = [key for key in MUST_BE_NONE if result[key]]
     if wrong or result["trained"] != result["trained_by_ledger"]:
         print(f"not as it must be: {', '.join(wrong)}; the run is kept in {folder}", file=sys.stderr)
