@@ -50,12 +50,7 @@ class Supervisor(Service):
         self._show = show
         self.roles = [
             Role("trainer", "trainer", ["train", "--accept-changes"] if accept_changes else ["train"]),
-            Role("pairer", "pairer", ["pair"]),
-            Role("tuner", "tuner", ["tune"]),
-            *(
-                Role("generator", f"generator-{k}", ["generate", "--index", str(k)])
-                for k in range(self.config.generator.count)
-            ),
+            *_others(self.config),
         ]
 
     def startup(self) -> None:
@@ -152,6 +147,18 @@ class Supervisor(Service):
     def _count_up(self) -> None:
         for kind in {role.kind for role in self.roles}:
             self.metrics.set("sbp_role_up", sum(role.alive for role in self.roles if role.kind == kind), role=kind)
+
+
+def _others(settings: config.Config) -> list[Role]:
+    """The roles beside the trainer that this run needs."""
+    synthesises = settings.synthesizer.mode != "off"
+    pairs = [Role("pairer", "pairer", ["pair"])] if synthesises or settings.mix.pair_share > 0 else []
+    if not synthesises:
+        return pairs
+    generators = [
+        Role("generator", f"generator-{k}", ["generate", "--index", str(k)]) for k in range(settings.generator.count)
+    ]
+    return [*pairs, Role("tuner", "tuner", ["tune"]), *generators]
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from streaming_sbp.training.history import StepLog
 from streaming_sbp.training.loop import PhaseClock, Step
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.model import choose_device
+from streaming_sbp.training.questions import QuestionSet
 from streaming_sbp.training.report import TrainingReport
 from streaming_sbp.training.sources import RealSource
 from streaming_sbp.training.world import World
@@ -82,6 +84,7 @@ class TrainerService(Service):
         self.heldout = HeldoutSet(
             self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
         )
+        self.questions = QuestionSet.of_dataset(self.dataset, tokenizer, self.config.evaluation.questions)
         self.checkpoints = CheckpointStore(self.run.checkpoints, self.config.checkpoint, tokenizer)
 
     def _restore(self) -> None:
@@ -267,11 +270,13 @@ class TrainerService(Service):
         return after // every_tokens > before // every_tokens
 
     def _evaluate(self) -> None:
+        model, precision = self.trainer.model, self.config.training.precision
         with self.clock("evaluate"):
-            heldout = self.heldout.evaluate(self.trainer.model, self.device, self.config.training.precision)
+            heldout = self.heldout.evaluate(model, self.device, precision)
+            answers = self.questions.ask(model, self.device, precision) if self.questions else None
         if heldout is None:
             return
-        self._training_report.evaluated(heldout)
+        self._training_report.evaluated(heldout, answers)
         self._heldout_loss = heldout.loss
         self._act_on(self.watch.evaluated(heldout.loss))
         trained = self.trainer.trained
@@ -281,6 +286,7 @@ class TrainerService(Service):
             tokens=trained.total_tokens,
             heldout_loss=heldout.loss,
             heldout_bits_per_byte=heldout.bits_per_byte,
+            **({f"question_{name}": value for name, value in asdict(answers).items()} if answers else {}),
         )
 
     def _act_on(self, finding: Finding | None) -> None:

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sbp_services.service import Service, log
+from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.pairing.find import made_from
 from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.rundir import RunDir
@@ -40,7 +42,8 @@ TRIAL_SEED = 20250911  # of the trial batch: the same for every candidate of eve
 class Candidate:
     """A tuning that is under way."""
 
-    checkpoint: CheckpointInfo
+    parent: str  # the name of the checkpoint
+    parent_tokens: int
     model: PreTrainedModel
     steps: Iterator[TuningProgress]
     started: float
@@ -108,8 +111,15 @@ class TunerService(Service):
         """Begin with the newest checkpoint; returns "" or what there is to wait for."""
         if self.pairs is None and (waiting_for := self._read_pairs()):
             return waiting_for
+        settings = self.config.synthesizer
+        if settings.mode == "given":
+            return (
+                "for nothing more: the given snapshot is handled" if self._handled_tokens >= 0 else self._take_given()
+            )
+        if settings.max_snapshots and self._published >= settings.max_snapshots:
+            return f"for nothing more: {self._published} published (synthesizer.max_snapshots)"
         checkpoint = newest_checkpoint(self.run.checkpoints)
-        first = max(self.config.synthesizer.first_checkpoint_tokens, self._handled_tokens + 1)
+        first = max(settings.first_checkpoint_tokens, self._handled_tokens + 1)
         if checkpoint is None or checkpoint.tokens < first or checkpoint.digest in self._passed_over:
             return f"for a checkpoint of at least {first:,} trained tokens"
         self._trained_tokens = checkpoint.tokens
@@ -119,11 +129,33 @@ class TunerService(Service):
         model = self._load(checkpoint)
         if model is None:
             return f"for a checkpoint other than {checkpoint.path.name}"
+        self._begin(model, checkpoint.path.name, checkpoint.tokens)
+        return ""
+
+    def _take_given(self) -> str:
+        """Begin with `synthesizer.snapshot`. Raises ConfigError when it is no model of this data set's tokenizer."""
+        folder = Path(self.config.synthesizer.snapshot)
+        try:
+            model = _read_model(folder)
+            digest = Tokenizer.load(folder).digest
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise ConfigError(
+                f"synthesizer.snapshot = {str(folder)!r}: expected a Hugging Face folder: {error}"
+            ) from None
+        if digest != self.dataset.manifest.tokenizer_digest:
+            raise ConfigError(
+                f"synthesizer.snapshot = {str(folder)!r}: its tokenizer is not that of the data set "
+                f"{self.dataset.path}; expected the same"
+            )
+        model.to(self.device)  # type: ignore[arg-type]
+        self._begin(model, folder.name, 0)
+        return ""
+
+    def _begin(self, model: PreTrainedModel, parent: str, parent_tokens: int) -> None:
         assert self.pairs is not None
         base = self._continue(model) if self.config.synthesizer.start == "continue" else None
         steps = tune(model, self.pairs, self.pair_loss, self.config, self.tokenizer.pad_id, self.device)
-        self.candidate = Candidate(checkpoint, model, steps, time.monotonic(), base=base)
-        return ""
+        self.candidate = Candidate(parent, parent_tokens, model, steps, time.monotonic(), base=base)
 
     def _over_budget(self) -> str:
         """Why another tuning would exceed `synthesizer.max_compute_share`, or ""."""
@@ -196,9 +228,7 @@ class TunerService(Service):
         try:
             problem = verify_checkpoint(checkpoint)
             if not problem:
-                model = AutoModelForCausalLM.from_pretrained(
-                    checkpoint.model_path, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
-                )
+                model = _read_model(checkpoint.model_path)
                 model.to(self.device)  # type: ignore[arg-type]
                 return model
         except (OSError, TypeError, SafetensorError) as error:
@@ -231,8 +261,8 @@ class TunerService(Service):
             self.metrics.set("sbp_tuning_pair_loss", progress.pair_loss)
             self.record(
                 "tuning",
-                checkpoint=candidate.checkpoint.path.name,
-                parent_tokens=candidate.checkpoint.tokens,
+                checkpoint=candidate.parent,
+                parent_tokens=candidate.parent_tokens,
                 step=progress.step,
                 tuned_tokens=progress.tuned_tokens,
                 train_loss=progress.train_loss,
@@ -240,7 +270,7 @@ class TunerService(Service):
             )
         self.report(
             "running",
-            f"tuning {candidate.checkpoint.path.name}: held-out pair loss {progress.best_pair_loss:.3f}",
+            f"tuning {candidate.parent}: held-out pair loss {progress.best_pair_loss:.3f}",
             (progress.tuned_tokens, max(budget(self.config.synthesizer), 1), "tokens"),
             **self._known(),
         )
@@ -249,7 +279,7 @@ class TunerService(Service):
 
     def _judge(self, candidate: Candidate) -> None:
         tune_s, started = time.monotonic() - candidate.started, time.monotonic()
-        self.report("running", f"trying the candidate from {candidate.checkpoint.path.name}", **self._known())
+        self.report("running", f"trying the candidate from {candidate.parent}", **self._known())
         folder = self.work / "model"
         shutil.rmtree(self.work, ignore_errors=True)
         candidate.model.save_pretrained(folder)
@@ -262,15 +292,15 @@ class TunerService(Service):
             if trial.verdict.published
             else self._refuse(candidate, folder, trial)
         )
-        self._handled_tokens = candidate.checkpoint.tokens
+        self._handled_tokens = candidate.parent_tokens
         self._count(trial, candidate)
         self.record(
             "snapshot",
             verdict=str(trial.verdict),
             digest=digest,
             version=version,
-            checkpoint=candidate.checkpoint.path.name,
-            parent_tokens=candidate.checkpoint.tokens,
+            checkpoint=candidate.parent,
+            parent_tokens=candidate.parent_tokens,
             measures=trial.measures,
             reasons=list(trial.verdict.reasons),
             tune_s=round(tune_s, 2),
@@ -312,8 +342,8 @@ class TunerService(Service):
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(
             folder,
-            parent_checkpoint=candidate.checkpoint.path.name,
-            parent_tokens=candidate.checkpoint.tokens,
+            parent_checkpoint=candidate.parent,
+            parent_tokens=candidate.parent_tokens,
             num_pairs=self._num_pairs(),
             measures=trial.measures,
         )
@@ -321,7 +351,7 @@ class TunerService(Service):
             weights = candidate.model.state_dict()
             self._learnt = {name: weights[name] - before for name, before in candidate.base.items()}
         self.store.prune(self.config.snapshots.keep_last)
-        log.info("published snapshot %d from %s", self._newest.version, candidate.checkpoint.path.name)
+        log.info("published snapshot %d from %s", self._newest.version, candidate.parent)
         return self._newest.digest, self._newest.version
 
     def _refuse(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, None]:
@@ -329,8 +359,8 @@ class TunerService(Service):
         self.quarantine.add(
             folder,
             digest,
-            parent_checkpoint=candidate.checkpoint.path.name,
-            parent_tokens=candidate.checkpoint.tokens,
+            parent_checkpoint=candidate.parent,
+            parent_tokens=candidate.parent_tokens,
             reasons=trial.verdict.reasons,
             measures=trial.measures,
             examples=self._examples(trial.batch),
@@ -353,7 +383,7 @@ class TunerService(Service):
         if trial.verdict.published:
             self._published += 1
             self.metrics.inc("sbp_snapshots_published_total")
-            self.metrics.set("sbp_snapshot_parent_tokens", candidate.checkpoint.tokens)
+            self.metrics.set("sbp_snapshot_parent_tokens", candidate.parent_tokens)
         else:
             self._quarantined += 1
             self.metrics.inc("sbp_snapshots_quarantined_total")
@@ -374,6 +404,14 @@ class TunerService(Service):
         """Between the steps of a trial: keep the status fresh, and say whether to go on."""
         self.report("running", self._detail, **self._known())
         return not self.stopping
+
+
+def _read_model(folder: Path) -> PreTrainedModel:
+    """fp32, on the CPU."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+    )
+    return model
 
 
 def _described(info: SnapshotInfo | None) -> dict[str, object] | None:

@@ -136,10 +136,17 @@ class Checkpoint(Section):
 class Evaluation(Section):
     every_tokens: Positive = 200_000  # held-out loss is measured this often
     heldout_sequences: Positive = 32  # packed sequences of held-out real documents, always the same
+    # Of `concepts`, whose facts are known; each costs about as many tokens as a document has:
+    questions: Annotated[int, Field(ge=0)] = 256  # on facts of the training documents, always the same; 0: none
 
 
 class Synthesizer(Section):
-    mode: Literal["tuned", "joint"] = "tuned"  # "joint": the trainer learns pairs itself (mix.pair_share), no tuning
+    # "tuned": each checkpoint is tuned on pairs. "joint": the trainer learns pairs itself (mix.pair_share), no tuning.
+    # "given": `snapshot` serves from the start. "unconditional": the checkpoint as it is, without seed documents, a
+    # control. "off": real text only, and pairs where mix.pair_share says so; neither tuner nor generators run.
+    mode: Literal["tuned", "joint", "given", "unconditional", "off"] = "tuned"  # where the synthesizer comes from
+    snapshot: str = ""  # mode "given": a Hugging Face folder with this data set's tokenizer, as RUN/snapshots has them
+    max_snapshots: Annotated[int, Field(ge=0)] = 0  # publish no more than so many; 0: no limit; 1 grows stale
     start: Literal["fresh", "continue"] = "fresh"  # tune the checkpoint, or also what the last tuning changed
     polish_tokens: Annotated[int, Field(ge=0)] = 0  # mode "joint": tune each checkpoint for so long all the same
     max_compute_share: Annotated[float, Field(ge=0.0)] = 0.0  # tuned tokens per trained token, at most; 0: no limit
@@ -276,10 +283,16 @@ class Config(Section):
                 f"generator.max_new_tokens = {self.generator.max_new_tokens}: expected at most "
                 f"stream.max_document_tokens = {self.stream.max_document_tokens}"
             )
-        if (self.synthesizer.mode == "joint") != (self.mix.pair_share > 0):
+        mode, pair_share = self.synthesizer.mode, self.mix.pair_share
+        if mode != "off" and (mode == "joint") != (pair_share > 0):
             raise ValueError(
-                f'synthesizer.mode = "{self.synthesizer.mode}", mix.pair_share = {self.mix.pair_share:g}: expected '
-                '"joint" exactly when the trainer learns pairs (mix.pair_share above 0)'
+                f'synthesizer.mode = "{mode}", mix.pair_share = {pair_share:g}: expected "joint" (or "off") exactly '
+                "when the trainer learns pairs (mix.pair_share above 0)"
+            )
+        if (mode == "given") != bool(self.synthesizer.snapshot):
+            raise ValueError(
+                f'synthesizer.mode = "{mode}", synthesizer.snapshot = {self.synthesizer.snapshot!r}: expected a '
+                'snapshot exactly when the mode is "given"'
             )
         model = self.model
         if not model.config and (model.hidden_size % model.num_heads or model.num_heads % model.num_kv_heads):

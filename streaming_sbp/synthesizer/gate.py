@@ -45,7 +45,8 @@ def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate:
     """Compare with the bounds and with real text, and the pair loss with the serving snapshot's.
 
     ``mode`` is `synthesizer.mode`. Without a serving snapshot (``None``) a tuned candidate must be better than the
-    checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents.
+    checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents. One that is
+    given is compared with nothing, nor is an unconditional one.
     """
     reasons = [_pair_loss_reason(measures, serving_pair_loss, gate, mode)]
     for measure, setting in BOUNDS.items():
@@ -75,9 +76,13 @@ def _pair_loss_reason(measures: Mapping[str, float], serving: float | None, gate
     value = measures["pair_loss"]
     if not math.isfinite(value):
         return f"pair_loss = {value}: expected a finite number"
+    if mode == "unconditional":
+        return ""  # it has no seed documents to learn from
     if serving is not None:
         bound = serving + gate.max_pair_loss_increase
         why = f"the serving snapshot's {serving:.4f} + {gate.max_pair_loss_increase:g} (gate.max_pair_loss_increase)"
+    elif mode == "given":
+        return ""  # it comes from elsewhere: there is nothing to compare it with
     elif mode == "joint":
         bound = measures["unrelated_pair_loss"] - gate.min_seed_gain
         why = f"{gate.min_seed_gain:g} (gate.min_seed_gain) less than with unrelated seed documents (first snapshot)"

@@ -1,5 +1,7 @@
 """The one sequence the synthesizer learns and continues: ``<bos> seed <sep> target <eos>``.
 
+Only the control `synthesizer.mode` "unconditional" has no seed: ``<bos> target <eos>``.
+
 Cutting policy for documents that are too long: a seed keeps its first `synthesizer.max_seed_tokens`; a target keeps
 its first `synthesizer.max_target_tokens`, and then has no ``<eos>``, so that the synthesizer never learns to end a
 document where we cut it. What was cut is on every `PairSequence`, and summed by `PairSequences.cuts`.
@@ -52,9 +54,12 @@ class Prompter:
         self._bos, self._eos, self._sep = [tokenizer.bos_id], [tokenizer.eos_id], [tokenizer.sep_id]
         self.max_seed_tokens, self.max_target_tokens = synthesizer.max_seed_tokens, synthesizer.max_target_tokens
         self.longest_pair_tokens = synthesizer.longest_pair_tokens
+        self._has_seeds = synthesizer.mode != "unconditional"
 
     def prompt(self, seed: np.ndarray) -> list[int]:
-        """``<bos> seed <sep>``."""
+        """``<bos> seed <sep>``; ``<bos>`` alone where `synthesizer.mode` is "unconditional"."""
+        if not self._has_seeds:
+            return list(self._bos)
         return self._bos + seed[: self.max_seed_tokens].tolist() + self._sep
 
     def pair(self, seed: np.ndarray, target: np.ndarray) -> PairSequence:

@@ -42,7 +42,7 @@ class TuningProgress:
 
 def budget(settings: config.Synthesizer) -> int:
     """Tokens of one tuning that pass through the model in training."""
-    return settings.tuning_tokens if settings.mode == "tuned" else settings.polish_tokens
+    return {"tuned": settings.tuning_tokens, "joint": settings.polish_tokens}.get(settings.mode, 0)
 
 
 class TuningDiverged(RuntimeError):
@@ -82,7 +82,7 @@ def tune(
 ) -> Iterator[TuningProgress]:
     """Train ``model`` (fp32, on ``device``) in place; when the iterator ends, it holds the best weights.
 
-    Ends at `budget`, which for mode "joint" may be none at all, or after `synthesizer.patience` evaluations without a
+    Ends at `budget`, which may be none at all, or after `synthesizer.patience` evaluations without a
     better held-out loss.
     Raises TuningDiverged.
     """

@@ -104,6 +104,8 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("sbp_train_loss", "gauge", "Mean cross entropy of the last step, nats per token", _TRAINER, _SOURCE),
     Metric("sbp_heldout_loss", "gauge", "Mean cross entropy on held-out real documents, nats per token", _TRAINER),
     Metric("sbp_heldout_bits_per_byte", "gauge", "Held-out real loss in bits per byte of text", _TRAINER),
+    Metric("sbp_question_accuracy", "gauge", "Questions on known facts that the model answers rightly, 0..1", _TRAINER),
+    Metric("sbp_question_loss", "gauge", "Nats of the right answer to a question on a known fact, its mean", _TRAINER),
     Metric("sbp_learning_rate", "gauge", "Learning rate of the last step", _TRAINER),
     Metric("sbp_gradient_norm", "gauge", "L2 norm of the gradient before clipping", _TRAINER),
     Metric("sbp_non_finite_steps_total", "counter", "Steps skipped for a loss that is not finite", _TRAINER),

@@ -138,6 +138,7 @@ class StatusCollector:
             "train_synthetic": _first(said.get("train_synthetic"), self._trainer.newest_loss("synthetic")),
             "heldout_real": _first(last.get("heldout_loss"), said.get("heldout_real")),
             "heldout_bits_per_byte": _first(last.get("heldout_bits_per_byte"), said.get("heldout_bits_per_byte")),
+            "question_accuracy": _first(last.get("question_accuracy"), said.get("question_accuracy")),
             "heldout_history": [[e.get("tokens"), e.get("heldout_loss")] for e in evaluations[-NUM_EVALUATIONS:]],
         }
 

@@ -217,6 +217,8 @@ def _loss(loss: dict[str, Any]) -> Text:
     if len(history) > 1:
         word, style = ("falling", "green") if history[-1] < history[-2] else ("rising", "yellow")
         text.append(f" {sparkline(history)} {word}", style=style)
+    if loss["question_accuracy"] is not None:
+        text.append(f" · {percent(loss['question_accuracy'])} of facts known")
     text.append(f"\ntrain real {decimal(loss['train_real'])} · train synthetic {decimal(loss['train_synthetic'])}")
     return text.append(" nats/token", style="dim")
 

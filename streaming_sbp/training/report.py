@@ -13,6 +13,7 @@ from streaming_sbp.telemetry.metrics import Metrics, Totals
 from streaming_sbp.training.evaluation import HeldoutLoss
 from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.questions import Answers
 from streaming_sbp.training.sources import SyntheticSource
 
 
@@ -35,6 +36,7 @@ class TrainingReport:
         self._sources = tuple(trainer.batches.sources)
         self._mean_loss: dict[str, float | None] = dict.fromkeys(self._sources)
         self._heldout: HeldoutLoss | None = None
+        self._answers: Answers | None = None
         self._last_step: Step | None = None
         self._staleness_tokens: float | None = None
         self._ledger: Ledger | None = None
@@ -60,8 +62,11 @@ class TrainingReport:
         self._metrics.set("sbp_last_step_timestamp_seconds", time.time())
         return self._note_snapshots(step)
 
-    def evaluated(self, heldout: HeldoutLoss) -> None:
-        self._heldout = heldout
+    def evaluated(self, heldout: HeldoutLoss, answers: Answers | None) -> None:
+        self._heldout, self._answers = heldout, answers
+        if answers:
+            self._metrics.set("sbp_question_accuracy", answers.accuracy)
+            self._metrics.set("sbp_question_loss", answers.loss)
         self._metrics.set("sbp_heldout_loss", heldout.loss)
         self._metrics.set("sbp_heldout_bits_per_byte", heldout.bits_per_byte)
 
@@ -105,6 +110,7 @@ class TrainingReport:
                 "train_synthetic": self._mean_loss[SYNTHETIC],
                 "heldout_real": self._heldout.loss if self._heldout else None,
                 "heldout_bits_per_byte": self._heldout.bits_per_byte if self._heldout else None,
+                "question_accuracy": self._answers.accuracy if self._answers else None,
             },
             "trained_from": dict(trained.by_snapshot),
             "tokens_per_second": self._tokens_per_second,
