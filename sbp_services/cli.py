@@ -104,6 +104,32 @@ def ingest(
     ingest_with_progress(_config(config, preset, [*(overrides or ()), *chosen]))
 
 
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="A shipped experiment (concepts, pydocs), or a TOML file.")],
+    overrides: Overrides = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="tiny, small or full; how many arms, seeds and tokens.")
+    ] = "small",
+    seeds: Annotated[int, typer.Option("--seeds", min=0, help="0: as many as the scale says.")] = 0,
+    arms: Annotated[
+        str, typer.Option("--arms", help="Some arms, as in online,random; all of the scale's if empty.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; experiments/NAME-SCALE by default.")] = None,
+    cores: Annotated[int, typer.Option("--cores", min=0, help="To be used at once; 0: all.")] = 0,
+) -> None:
+    """Does it help? Runs every arm as `sbp run` does, and compares them: a table, a page, one JSON line.
+
+    Ctrl-C stops cleanly; the same command goes on, and trains nothing twice.
+    """
+    from sbp_services import experiment as service
+    from streaming_sbp.experiment import arms as experiments
+
+    chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
+    found = experiments.load(name, scale, seeds, chosen, tuple(overrides or ()))
+    sys.exit(service.main(found, out or Path("experiments", f"{found.name}-{scale}"), cores))
+
+
 # --- one role each ---
 
 

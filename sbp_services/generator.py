@@ -184,6 +184,7 @@ class GeneratorService(Service):
         settings = self.config.generator
         positions = self.sender.seeds.take(BATCHES_AT_ONCE * settings.batch_size)
         prompts = [self.prompter.prompt(self._seed(position)) for position in positions]
+        self.counts["prompt_tokens"] += sum(map(len, prompts))
         unfinished, started = set(positions), time.monotonic()
         try:
             for ended in self.engine.stream(prompts, Sampling.of(settings), int(self.rng.integers(2**63))):
@@ -284,6 +285,7 @@ class GeneratorService(Service):
             "sent": self.counts["sent"],
             "filtered": dict(self.filtered),
             "tokens": self.counts["tokens"],
+            "prompt_tokens": self.counts["prompt_tokens"],
             "tokens_per_second": round(self.counts["tokens"] / busy_s, 1),
             "documents_per_second": round(self.counts["documents"] / busy_s, 2),
             "blocked_s": round(self.blocked_s, 2),

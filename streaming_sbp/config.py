@@ -384,7 +384,7 @@ def to_toml(config: Config) -> str:
     lines: list[str] = []
     for section, values in config.model_dump().items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml_text(value)}" for key, value in values.items()]
+        lines += [f"{key} = {toml_text(value)}" for key, value in values.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -407,7 +407,8 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _toml_text(value: Any) -> str:
+def toml_text(value: Any) -> str:
+    """A setting's value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -418,8 +419,8 @@ def _toml_text(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml_text(item)}" for key, item in value.items()) + " }"
-    return "[" + ", ".join(_toml_text(item) for item in value) + "]"
+        return "{ " + ", ".join(f"{key} = {toml_text(item)}" for key, item in value.items()) + " }"
+    return "[" + ", ".join(toml_text(item) for item in value) + "]"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ def draw_all(history: RunHistory) -> list[Plot]:
 
 
 def _loss(history: RunHistory) -> Plot | None:
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     drawn = [
         _train_loss(axes, history.trains, "real", REAL, "train, real"),
         _train_loss(axes, history.trains, "synthetic", SYNTHETIC, "train, synthetic"),
@@ -62,14 +62,14 @@ def _loss(history: RunHistory) -> Plot | None:
     axes.set_ylabel("loss (nats per token)")
     axes.legend(loc="upper right", frameon=False)
     text = "Thin lines are single records, thick ones their running mean. Dotted: a snapshot is swapped in."
-    return _plot("loss", "Loss", text, figure)
+    return to_plot("loss", "Loss", text, figure)
 
 
 def _mix(history: RunHistory) -> Plot | None:
     mixed = [r for r in history.trains if r.get("scheduled_share") is not None and r.get("realised_share") is not None]
     if not mixed or not any(r["scheduled_share"] or r["realised_share"] for r in mixed):
         return None
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     tokens = _column(mixed, "tokens")
     middles, shares = windowed_share(mixed)
     axes.plot(middles, 100 * shares, color=SYNTHETIC, lw=1, alpha=0.55, label="realised, per window")
@@ -81,14 +81,14 @@ def _mix(history: RunHistory) -> Plot | None:
     axes.set_ylabel("synthetic share of tokens (%)")
     axes.legend(loc="lower right", frameon=False)
     text = "The share of trained tokens that is synthetic: what the schedule asks for and what was trained."
-    return _plot("mix", "Synthetic share", text, figure)
+    return to_plot("mix", "Synthetic share", text, figure)
 
 
 def _deviation(history: RunHistory) -> Plot | None:
     known = [r for r in history.trains if r.get("deviation_tokens") is not None and r.get("scheduled_share")]
     if not known:
         return None
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     tokens = _column(known, "tokens")
     axes.plot(tokens, _column(known, "deviation_tokens"), color=SYNTHETIC, lw=1.2, label="deviation")
     owed = np.array([float(r.get("debt_tokens") or 0) for r in known])
@@ -100,13 +100,13 @@ def _deviation(history: RunHistory) -> Plot | None:
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel("tokens")
     text = "How far the mix is from its schedule while both sources have data: at most one document is promised."
-    return _plot("deviation", "Deviation from the schedule", text, figure)
+    return to_plot("deviation", "Deviation from the schedule", text, figure)
 
 
 def _throughput(history: RunHistory) -> Plot | None:
     if not history.rates:
         return None
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     colours = {"trainer": REAL, "tuner": HELDOUT}
     others = iter((SYNTHETIC, PURPLE, SKY, "#E69F00", GREY) * len(history.rates))
     for rate in history.rates:
@@ -125,7 +125,7 @@ def _throughput(history: RunHistory) -> Plot | None:
     axes.set_ylabel("tokens per second (log scale)")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, ncols=4)  # above: the lines are anywhere
     text = "Tokens trained, tuned and sampled per second. Time in which the run was stopped is left out."
-    return _plot("throughput", "Throughput by role", text, figure)
+    return to_plot("throughput", "Throughput by role", text, figure)
 
 
 # --- parts ---
@@ -205,7 +205,7 @@ def _column(records: list[Record], key: str) -> np.ndarray:
     return np.array([float(record[key]) for record in records])
 
 
-def _figure() -> tuple[Figure, Axes]:
+def figure_and_axes() -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -215,7 +215,7 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plot(name: str, title: str, description: str, figure: Figure) -> Plot:
+def to_plot(name: str, title: str, description: str, figure: Figure) -> Plot:
     buffer = io.BytesIO()
     save: Callable[..., Any] = figure.savefig
     save(buffer, format="png", metadata={"Software": None})

@@ -6,21 +6,16 @@ characters. A part for which the run has no records says so.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from streaming_sbp import __version__
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config
-from streaming_sbp.experiment import advice, history, peek, plots
+from streaming_sbp.experiment import advice, history, page, peek, plots
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.files import read_json, write_atomically
 from streaming_sbp.rundir import RunDir
@@ -57,8 +52,8 @@ def build(run: RunDir, out: Path | None = None) -> Path:
     figures = plots.draw_all(told)
     for figure in figures:
         write_atomically(out / f"{figure.name}.png", figure.png, durable=False)
-    page = _render(_content(run, status, told, figures))
-    write_atomically(out / "index.html", page.encode("utf-8", "replace"), durable=False)
+    html = _render(_content(run, status, told, figures))
+    write_atomically(out / "index.html", html.encode("utf-8", "replace"), durable=False)
     return out / "index.html"
 
 
@@ -71,7 +66,7 @@ def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.
         "status": status,
         "headline": headline(status, told),
         "tiles": _tiles(status, told),
-        "figures": [{"plot": figure, "source": _data_uri(figure.png)} for figure in figures],
+        "figures": [{"plot": figure, "source": page.data_uri(figure.png)} for figure in figures],
         "plots_available": plots.AVAILABLE,
         "deviation": _largest(told.trains, "deviation_tokens"),
         "padding_share": _padding_share(told),
@@ -233,28 +228,6 @@ def _samples(run: RunDir) -> tuple[list[peek.PeekedDocument], str]:
 # --- HTML ---
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
 def _render(content: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("streaming_sbp.experiment"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_clean,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("quantity", "whole", "decimal", "percent", "size", "duration", "clock_time"):
-        environment.filters[name] = getattr(text, name)
-    environment.filters["measure"] = _measure
-    environment.globals.update(provenance=peek.provenance, comparison=peek.comparison, share=_share)
-    style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return environment.get_template("report.html.j2").render(content, style=Markup(style), policy=Markup(policy))
-
-
-def _clean(value: Any) -> Any:
-    return text.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    functions = {"provenance": peek.provenance, "comparison": peek.comparison, "share": _share}
+    return page.render("report.html.j2", content | functions, {"measure": _measure})

@@ -23,7 +23,7 @@ CHOICE_SEED = 20250911  # which questions are asked: the same in every run on th
 
 @dataclass(frozen=True)
 class Answers:
-    """Means over questions. ``loss``: nats of the right answer, all its tokens, the whole vocabulary as alternatives."""
+    """Means over questions. ``loss``: nats of the right answer, all its tokens, among all texts of that length."""
 
     accuracy: float  # the right answer is the likeliest of those listed
     rank: float  # of the right answer, 1 for the likeliest

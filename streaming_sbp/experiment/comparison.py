@@ -1,0 +1,102 @@
+"""What an experiment has found, for people: a table in the terminal, and one self-contained HTML page with figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from streaming_sbp import __version__
+from streaming_sbp.experiment import comparison_plots, page
+from streaming_sbp.experiment.arms import Experiment
+from streaming_sbp.experiment.plots import AVAILABLE
+from streaming_sbp.experiment.results import ArmResult, Estimate, TrialResult
+from streaming_sbp.files import write_atomically
+from streaming_sbp.telemetry.text import NOTHING, decimal, percent, quantity
+
+
+def table(experiment: Experiment, arms: Sequence[ArmResult]) -> Table:
+    """For 80 columns and more: loss, facts known, share of the oracle's gain, compute."""
+    result = Table(title=experiment.title, title_justify="left", pad_edge=False)
+    for name in ("arm", "loss", "facts", "share of gain", "of facts'", "compute"):
+        result.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
+    for arm in arms:
+        result.add_row(
+            arm.title,
+            decimal((arm.best_loss if arm.arm == experiment.baseline else arm.end_loss).mean),
+            percent(arm.end_accuracy.mean if arm.end_accuracy else None),
+            share(arm.share_of_gain_loss),
+            share(arm.share_of_gain_accuracy),
+            quantity(arm.compute_tokens.mean),
+        )
+    return result
+
+
+def build(experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult], out: Path) -> Path:
+    """Write ``out``/index.html and the figures as PNGs beside it; returns the page's path."""
+    chosen = {arm.arm: [t for t in trials if _belongs(t, arm)] for arm in arms}
+    figures = comparison_plots.draw_all(experiment, chosen)
+    for figure in figures:
+        write_atomically(out / f"{figure.name}.png", figure.png, durable=False)
+    content = {
+        "experiment": experiment,
+        "headline": sentences(experiment, arms),
+        "arms": arms,
+        "trials": trials,
+        "snapshots": [(t, s) for found in chosen.values() for t in found[:1] for s in t.snapshots],
+        "figures": [{"plot": figure, "source": page.data_uri(figure.png)} for figure in figures],
+        "plots_available": AVAILABLE,
+        "program_version": __version__,
+        "versions": trials[0].versions if trials else {},
+    }
+    html = page.render("experiment.html.j2", content, {"estimate": estimate, "share": share})
+    write_atomically(out / "index.html", html.encode("utf-8", "replace"), durable=False)
+    return out / "index.html"
+
+
+def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
+    """What came out, in words; a result that does not help is said as plainly."""
+    by_name = {arm.arm: arm for arm in arms}
+    missing = [a for a in (experiment.baseline, experiment.oracle, experiment.main) if a not in by_name]
+    if missing:
+        return [f"Not all arms are done yet; missing: {', '.join(missing)}."]
+    main, control = by_name[experiment.main], by_name.get(experiment.control)
+    if main.share_of_gain_loss is None:
+        return ["The oracle gains nothing over the baseline at this size, so there is no share of its gain."]
+    won = main.share_of_gain_loss.mean
+    found = [
+        f"{main.title}: {share(main.share_of_gain_loss)} of what {by_name[experiment.oracle].title.lower()} gains over "
+        f"{by_name[experiment.baseline].title.lower()} in held-out loss, at equally many trained tokens."
+        if won > 0
+        else f"{main.title} did not help here: {share(main.share_of_gain_loss)} of the oracle's gain in held-out loss."
+    ]
+    if main.share_of_gain_accuracy is not None:
+        found.append(f"In facts known: {share(main.share_of_gain_accuracy)}.")
+    if main.share_at_equal_compute_loss is not None:
+        found.append(f"At equal total compute, tuning and sampling counted: {share(main.share_at_equal_compute_loss)}.")
+    if control is not None and control.share_of_gain_loss is not None:
+        found.append(f"The control, {control.title.lower()}: {share(control.share_of_gain_loss)}.")
+    if len(main.seeds) == 1:
+        found.append("One seed: no interval.")
+    return found
+
+
+def estimate(found: Estimate | None, digits: int = 3) -> str:
+    """Mean and interval: ``1.006 [0.98, 1.03]``."""
+    if found is None:
+        return NOTHING
+    mean = decimal(found.mean, digits)
+    return mean if found.low is None else f"{mean} [{decimal(found.low, digits)}, {decimal(found.high, digits)}]"
+
+
+def share(found: Estimate | None) -> str:
+    """Mean and interval: ``81 % [78, 84]``."""
+    if found is None:
+        return NOTHING
+    mean = percent(found.mean, 0)
+    return mean if found.low is None else f"{mean} [{100 * found.low:.0f}, {100 * (found.high or 0.0):.0f}]"
+
+
+def _belongs(trial: TrialResult, arm: ArmResult) -> bool:
+    return trial.arm == arm.arm and trial.point == arm.point and trial.state == "done"

@@ -1,0 +1,152 @@
+"""The figures of an experiment: every arm over tokens and over compute, what is gained when, quality by snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from streaming_sbp.experiment.arms import Experiment
+from streaming_sbp.experiment.plots import AVAILABLE, GREY, Plot, figure_and_axes, to_plot
+from streaming_sbp.experiment.results import Point, TrialResult
+
+if AVAILABLE:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import EngFormatter
+
+# Okabe and Ito's palette without its yellow, in an order that keeps neighbours apart; then again, dashed.
+COLOURS = ("#0072B2", "#000000", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+STYLES = ("-", "--", ":")
+GRID_POINTS = 60
+
+Curves = Mapping[str, Sequence[TrialResult]]  # by arm, the seeds of the point that was chosen
+
+
+def draw_all(experiment: Experiment, curves: Curves) -> list[Plot]:
+    """Every figure for which there are results. Empty without matplotlib."""
+    if not AVAILABLE or not curves:
+        return []
+    draws = [_loss_over_tokens, _gain_over_tokens, _accuracy_over_tokens, _loss_over_compute, _quality]
+    return [drawn for draw in draws if (drawn := draw(experiment, curves)) is not None]
+
+
+def _loss_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
+    figure, axes = figure_and_axes()
+    _lines(axes, experiment, curves, lambda point: point.tokens, lambda point: point.heldout_loss)
+    _finish(axes, "trained tokens", "held-out loss (nats per token)")
+    _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
+    text = "On held-out real documents; the mean of the seeds, and their range where there are several."
+    return to_plot("loss-tokens", "Held-out loss over trained tokens", text, figure)
+
+
+def _loss_over_compute(experiment: Experiment, curves: Curves) -> Plot | None:
+    figure, axes = figure_and_axes()
+    _lines(axes, experiment, curves, lambda point: point.compute_tokens, lambda point: point.heldout_loss)
+    _finish(axes, "total compute, in trained tokens: tuning and sampling counted", "held-out loss (nats per token)")
+    _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
+    text = "The same losses over everything that was spent. A sampled token counts a third of a trained one."
+    return to_plot("loss-compute", "Held-out loss over total compute", text, figure)
+
+
+def _accuracy_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
+    if any(trial.end.accuracy is None for trials in curves.values() for trial in trials):
+        return None
+    figure, axes = figure_and_axes()
+    _lines(axes, experiment, curves, lambda point: point.tokens, lambda point: 100 * (point.accuracy or 0.0))
+    _finish(axes, "trained tokens", "facts known (%)")
+    axes.set_ylim(0, 102)
+    text = "Questions on facts of the training documents, the right answer among all values of the attribute."
+    return to_plot("accuracy-tokens", "Facts known over trained tokens", text, figure)
+
+
+def _gain_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
+    """What an arm is better by than the baseline's best loss so far: it starts below 0, and overtakes."""
+    baseline = curves.get(experiment.baseline)
+    if not baseline or len(curves) < 2:
+        return None
+    figure, axes = figure_and_axes()
+    by_seed = {trial.seed: trial for trial in baseline}
+    colours = _looks(experiment)
+    for arm, trials in curves.items():
+        pairs = [(trial, by_seed[trial.seed]) for trial in trials if trial.seed in by_seed]
+        if arm == experiment.baseline or not pairs:
+            continue
+        tokens = np.linspace(0, min(trial.end.tokens for trial, _ in pairs), GRID_POINTS)
+        gains = [_best_so_far(base, tokens) - _best_so_far(trial, tokens) for trial, base in pairs]
+        axes.plot(tokens, np.mean(gains, axis=0), label=experiment.arms[arm].title, **colours[arm])
+    axes.axhline(0, color=GREY, lw=1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.5 * high), high)
+    _finish(axes, "trained tokens", "gain over repetition (nats)")
+    text = "Best held-out loss so far of tuned repetition, minus that of the arm: above 0 the arm is ahead."
+    return to_plot("gain-tokens", "What is gained over repetition, and when", text, figure)
+
+
+def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
+    """Facts stated by the trial documents of each snapshot: true, and true though not in the seed document."""
+    figure, axes = figure_and_axes()
+    colours, drawn = _looks(experiment), False
+    for arm, trials in curves.items():
+        for trial in trials[:1]:
+            known = [s for s in trial.snapshots if "true_share" in s.measures]
+            if not known:
+                continue
+            drawn = True
+            parents = [s.parent_tokens for s in known]
+            look = colours[arm] | {"marker": "o"}
+            axes.plot(
+                parents, [100 * s.measures["true_share"] for s in known], label=experiment.arms[arm].title, **look
+            )
+            axes.plot(parents, [100 * s.measures["new_true_share"] for s in known], alpha=0.5, **look)
+    if not drawn:
+        return None
+    _finish(axes, "trained tokens of the checkpoint", "stated facts that are true (%)")
+    axes.set_ylim(0, 102)
+    text = "Of the trial documents of each snapshot, also of those that the gate refused; pale: facts not in the seed."
+    return to_plot("quality", "How true the synthetic documents are", text, figure)
+
+
+# --- parts ---
+
+
+def _lines(
+    axes: Axes, experiment: Experiment, curves: Curves, x: Callable[[Point], float], y: Callable[[Point], float]
+) -> None:
+    looks = _looks(experiment)
+    for arm, trials in curves.items():
+        title, look = experiment.arms[arm].title, looks[arm]
+        if len(trials) == 1:
+            axes.plot([x(p) for p in trials[0].curve], [y(p) for p in trials[0].curve], label=title, **look)
+            continue
+        grid = np.linspace(0, min(x(trial.end) for trial in trials), GRID_POINTS)
+        values = np.array([np.interp(grid, [x(p) for p in t.curve], [y(p) for p in t.curve]) for t in trials])
+        axes.plot(grid, values.mean(axis=0), label=title, **look)
+        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, lw=0)
+
+
+def _best_so_far(trial: TrialResult, tokens: np.ndarray) -> np.ndarray:
+    best = np.minimum.accumulate([point.heldout_loss for point in trial.curve])
+    return np.interp(tokens, [point.tokens for point in trial.curve], best)
+
+
+def _looks(experiment: Experiment) -> dict[str, dict]:  # type: ignore[type-arg]
+    """Colour and line style of each arm, the same in every figure."""
+    return {
+        arm: {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)], "lw": 1.8}
+        for i, arm in enumerate(experiment.arms)
+    }
+
+
+def _limit(axes: Axes, losses: list[float]) -> None:
+    """Leave the first steep fall, and a baseline that runs away, out of view."""
+    low = min(losses)
+    high = float(np.percentile(losses, 90))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlim(left=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)

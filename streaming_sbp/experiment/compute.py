@@ -1,0 +1,76 @@
+"""What a run has cost, over time: tokens trained by the trainer, tuned by the tuner, sampled by generators.
+
+One unit for all: tokens trained. A forward and a backward pass cost 6 N operations a token for N parameters, a forward
+pass alone 2 N (Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1), so a sampled token, and one
+of its prompt, counts a third. Evaluations and the gate's trial batches, about 1 % of a run, are not counted, nor is
+attention, which is small for short documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.records import Record
+
+SAMPLED_TOKEN = 1 / 3  # of a trained token
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Cumulative, at Unix ``times``, of one kind of work."""
+
+    times: np.ndarray
+    tokens: np.ndarray
+
+    def at(self, unix_time: float) -> float:
+        """Between two records linearly; nothing before the first."""
+        return float(np.interp(unix_time, self.times, self.tokens, left=0.0)) if len(self.times) else 0.0
+
+
+def tuned(run: RunDir) -> Spent:
+    """Tokens that passed through the model in tuning; each tuning counts from 0."""
+    records = [record for record in run.read_records("tuner") if record["event"] == "tuning"]
+    return _cumulative(records, lambda record: record["tuned_tokens"])
+
+
+def sampled(run: RunDir) -> list[Spent]:
+    """Sampled tokens and those of their prompts, by generator; each process counts from 0."""
+    names = sorted(path.stem for path in run.records.glob("generator*.jsonl"))
+    found = []
+    for name in names:
+        records = [record for record in run.read_records(name) if record["event"] == "throughput"]
+        found.append(_cumulative(records, lambda record: record["tokens"] + record.get("prompt_tokens", 0)))
+    return found
+
+
+class Compute:
+    """Of a whole run. In tokens trained, see the module's docstring."""
+
+    def __init__(self, run: RunDir):
+        self._tuned, self._sampled = tuned(run), sampled(run)
+
+    def tuned_tokens(self, unix_time: float) -> float:
+        return self._tuned.at(unix_time)
+
+    def sampled_tokens(self, unix_time: float) -> float:
+        return sum(spent.at(unix_time) for spent in self._sampled)
+
+    def total(self, trained_tokens: float, unix_time: float) -> float:
+        return trained_tokens + self.tuned_tokens(unix_time) + SAMPLED_TOKEN * self.sampled_tokens(unix_time)
+
+
+def _cumulative(records: list[Record], count: Callable[[Record], float]) -> Spent:
+    """Counts that begin again when they fall."""
+    times, totals, before, done = [], [], 0.0, 0.0
+    for record in records:
+        value = float(count(record))
+        if value < before:
+            done += before
+        before = value
+        times.append(record["time"])
+        totals.append(done + value)
+    return Spent(np.array(times), np.array(totals))

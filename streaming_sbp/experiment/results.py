@@ -1,0 +1,343 @@
+"""What an experiment has found: each trial's curve and costs, and arms compared with baseline and oracle.
+
+The share of the oracle's gain: how far an arm comes on the way from the baseline to the oracle, 0 for the baseline, 1
+for the oracle. The baseline is the point of its grid, and the step, with the lowest held-out loss: repetition that
+somebody stopped in time. All other arms count at their end. Arms are paired by seed: a share is taken within a seed,
+then the mean over seeds with a 95 % interval (Student's t, n - 1 degrees of freedom); one seed has no interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from streaming_sbp.experiment.arms import Experiment, Trial
+from streaming_sbp.experiment.compute import Compute
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry.records import without_superseded
+from streaming_sbp.telemetry.status import collect
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation. Losses in nats per token; ``compute_tokens``, see compute.py; ``seconds`` since the first."""
+
+    tokens: int
+    compute_tokens: float
+    seconds: float
+    heldout_loss: float
+    bits_per_byte: float
+    accuracy: float | None  # of questions on known facts
+    question_loss: float | None
+
+
+@dataclass(frozen=True)
+class SnapshotResult:
+    """``at_tokens``: trained when it was published."""
+
+    version: int | None
+    verdict: str
+    parent_tokens: int
+    at_tokens: int
+    tuned_tokens: int
+    reasons: list[str]
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    state: str  # of the run: "done" when it has trained all its tokens
+    curve: list[Point]
+    snapshots: list[SnapshotResult]
+    trained_tokens: dict[str, int]  # by source
+    tuned_tokens: float
+    sampled_tokens: float
+    given_tokens: float  # what the snapshot had cost that another arm gave to this one, in tokens trained
+    real_epochs: float
+    realised_share: float | None
+    ledger_imbalance: int | None
+    command: str
+    versions: dict[str, str]
+
+    @property
+    def end(self) -> Point:
+        return self.curve[-1]
+
+    @property
+    def best(self) -> Point:
+        return min(self.curve, key=lambda point: point.heldout_loss)
+
+    def within(self, compute_tokens: float) -> Point:
+        """The last evaluation that cost no more; the first one if none did."""
+        return next((p for p in reversed(self.curve) if p.compute_tokens <= compute_tokens), self.curve[0])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``low`` and ``high``: the interval; None with one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Estimates over the seeds that are done. ``share_...``: of the oracle's gain; None where it cannot be told."""
+
+    arm: str
+    title: str
+    point: dict[str, Any]
+    seeds: list[int]
+    end_loss: Estimate
+    best_loss: Estimate
+    end_bits_per_byte: Estimate
+    end_accuracy: Estimate | None
+    compute_tokens: Estimate
+    share_of_gain_loss: Estimate | None
+    share_of_gain_loss_over_end: Estimate | None  # over the end of the baseline, instead of its best step
+    share_of_gain_accuracy: Estimate | None
+    share_at_equal_compute_loss: Estimate | None
+    share_at_equal_compute_accuracy: Estimate | None
+    data_efficiency: Estimate | None
+
+
+# --- trials ---
+
+
+def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.0) -> TrialResult:
+    """From the records of a run. Raises ValueError when it has no evaluation yet."""
+    records = without_superseded(run.read_records("trainer"))
+    evaluations = [record for record in records if record["event"] == "eval"]
+    if not evaluations:
+        raise ValueError(f"{run.path}: no evaluation on held-out documents; raise data.heldout_share")
+    compute, started = Compute(run), evaluations[0]["time"]
+    curve = [
+        Point(
+            record["tokens"],
+            given_tokens + compute.total(record["tokens"], record["time"]),
+            record["time"] - started,
+            record["heldout_loss"],
+            record["heldout_bits_per_byte"],
+            record.get("question_accuracy"),
+            record.get("question_loss"),
+        )
+        for record in evaluations
+    ]
+    status, ended = collect(run), evaluations[-1]["time"]
+    return TrialResult(
+        arm=trial.arm,
+        point=dict(trial.point),
+        seed=trial.seed,
+        state=status["run"]["state"],
+        curve=curve,
+        snapshots=_snapshots(run, records),
+        trained_tokens=status["mix"]["trained_tokens"] or {},
+        tuned_tokens=compute.tuned_tokens(ended),
+        sampled_tokens=compute.sampled_tokens(ended),
+        given_tokens=given_tokens,
+        real_epochs=status["throughput"]["real_epochs"] or 0.0,
+        realised_share=status["mix"]["realised"],
+        ledger_imbalance=status["ledger"]["imbalance"],
+        command=command,
+        versions=run.versions,
+    )
+
+
+def cost_of_newest_snapshot(run: RunDir) -> float:
+    """Tokens trained and tuned for it, of a run that gives its snapshot to another."""
+    published = [s for s in _snapshots(run, run.read_records("trainer")) if s.verdict == "published"]
+    return float(published[-1].parent_tokens + published[-1].tuned_tokens) if published else 0.0
+
+
+def _snapshots(run: RunDir, trainer: list[dict[str, Any]]) -> list[SnapshotResult]:
+    trains = [record for record in trainer if record["event"] == "train"]
+    times, tokens = [r["time"] for r in trains], [r["tokens"] for r in trains]
+    return [
+        SnapshotResult(
+            version=record["version"],
+            verdict=record["verdict"],
+            parent_tokens=record["parent_tokens"],
+            at_tokens=int(np.interp(record["time"], times, tokens)) if trains else 0,
+            tuned_tokens=record["tuned_tokens"],
+            reasons=record["reasons"],
+            measures=record["measures"],
+        )
+        for record in run.read_records("tuner")
+        if record["event"] == "snapshot"
+    ]
+
+
+def best_point(trials: Iterable[TrialResult]) -> dict[str, Any]:
+    """The point of a grid with the lowest held-out loss at any step."""
+    return min(trials, key=lambda trial: trial.best.heldout_loss).point
+
+
+# --- arms ---
+
+
+def compare(experiment: Experiment, trials: Sequence[TrialResult]) -> list[ArmResult]:
+    """Each arm with at least one seed that is done, in the experiment's order."""
+    done = [trial for trial in trials if trial.state == "done"]
+    chosen = {arm: _chosen(arm, experiment, done) for arm in experiment.arms}
+    baseline, oracle = chosen[experiment.baseline], chosen[experiment.oracle]
+    return [
+        _arm_result(experiment, arm, by_seed, baseline, oracle, chosen) for arm, by_seed in chosen.items() if by_seed
+    ]
+
+
+def _chosen(arm: str, experiment: Experiment, done: list[TrialResult]) -> dict[int, TrialResult]:
+    """By seed, the trials of the point that is best with the first seed."""
+    own = [trial for trial in done if trial.arm == arm]
+    first = [trial for trial in own if trial.seed == 0]
+    if len(first) < len(experiment.arms[arm].points):
+        return {}
+    point = best_point(first)
+    return {trial.seed: trial for trial in own if trial.point == point}
+
+
+def _arm_result(
+    experiment: Experiment,
+    arm: str,
+    by_seed: dict[int, TrialResult],
+    baseline: dict[int, TrialResult],
+    oracle: dict[int, TrialResult],
+    chosen: dict[str, dict[int, TrialResult]],
+) -> ArmResult:
+    trials = list(by_seed.values())
+    paired = [(by_seed[s], baseline[s], oracle[s]) for s in by_seed if s in baseline and s in oracle]
+    accuracies = [trial.end.accuracy for trial in trials]
+    at_compute = [(own.within(base.end.compute_tokens), own, base, orac) for own, base, orac in paired]
+    is_baseline = arm == experiment.baseline
+    return ArmResult(
+        arm=arm,
+        title=experiment.arms[arm].title,
+        point=trials[0].point,
+        seeds=sorted(by_seed),
+        end_loss=estimate([t.end.heldout_loss for t in trials]),
+        best_loss=estimate([t.best.heldout_loss for t in trials]),
+        end_bits_per_byte=estimate([t.end.bits_per_byte for t in trials]),
+        end_accuracy=estimate(accuracies) if None not in accuracies else None,  # type: ignore[arg-type]
+        compute_tokens=estimate([t.end.compute_tokens for t in trials]),
+        share_of_gain_loss=_shares(
+            [(own.best if is_baseline else own.end, base, orac) for own, base, orac in paired], _loss_gain
+        ),
+        share_of_gain_loss_over_end=_shares([(own.end, base, orac) for own, base, orac in paired], _loss_gain_over_end),
+        share_of_gain_accuracy=_shares([(own.end, base, orac) for own, base, orac in paired], _accuracy_gain),
+        share_at_equal_compute_loss=_shares([(p, base, orac) for p, _, base, orac in at_compute], _loss_gain),
+        share_at_equal_compute_accuracy=_shares([(p, base, orac) for p, _, base, orac in at_compute], _accuracy_gain),
+        data_efficiency=_data_efficiency(experiment, by_seed, chosen),
+    )
+
+
+def _loss_gain(point: Point, baseline: TrialResult, oracle: TrialResult) -> float | None:
+    start = baseline.best.heldout_loss
+    return _share(start - point.heldout_loss, start - oracle.end.heldout_loss)
+
+
+def _loss_gain_over_end(point: Point, baseline: TrialResult, oracle: TrialResult) -> float | None:
+    start = baseline.end.heldout_loss
+    return _share(start - point.heldout_loss, start - oracle.end.heldout_loss)
+
+
+def _accuracy_gain(point: Point, baseline: TrialResult, oracle: TrialResult) -> float | None:
+    """Over the baseline at whichever step knows most, so that nothing is gained by stopping it at another."""
+    known = [p.accuracy for p in baseline.curve if p.accuracy is not None]
+    if not known or point.accuracy is None or oracle.end.accuracy is None:
+        return None
+    return _share(point.accuracy - max(known), oracle.end.accuracy - max(known))
+
+
+def _share(gain: float, whole: float) -> float | None:
+    """None when the oracle gains nothing: then there is no share of it."""
+    return gain / whole if whole > 0 else None
+
+
+def _shares(points: list[Any], gain: Any) -> Estimate | None:
+    values = [gain(*point) for point in points]
+    return estimate(values) if values and None not in values else None
+
+
+def _data_efficiency(
+    experiment: Experiment, by_seed: dict[int, TrialResult], chosen: dict[str, dict[int, TrialResult]]
+) -> Estimate | None:
+    """How many times the unique real text the baseline needs for this arm's loss.
+
+    Interpolated between the arms without synthesis that differ in ``times_real_text``, in the logarithm of it, each at
+    its best step; None with fewer than three such arms. Beyond the largest it is that one.
+    """
+    scales = {
+        result.times_real_text: chosen[name]
+        for name, result in experiment.arms.items()
+        if chosen[name] and (name == experiment.baseline or result.times_real_text > 1)
+    }
+    if len(scales) < 3:
+        return None
+    found = []
+    for seed, own in by_seed.items():
+        known = [(times, trials[seed].best.heldout_loss) for times, trials in scales.items() if seed in trials]
+        if len(known) < 3:
+            return None
+        losses, times = zip(*sorted((loss, times) for times, loss in known), strict=True)
+        found.append(math.exp(float(np.interp(own.best.heldout_loss, losses, np.log(times)))))
+    return estimate(found)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % interval of independent values. Raises ValueError without any."""
+    if not values:
+        raise ValueError("values: got none, expected at least one")
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return Estimate(mean, None, None, list(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, list(values))
+
+
+# --- as JSON ---
+
+
+def as_json(experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult]) -> dict[str, Any]:
+    """Everything, for results.json."""
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "scale": experiment.scale,
+        "seeds": experiment.num_seeds,
+        "baseline": experiment.baseline,
+        "oracle": experiment.oracle,
+        "main": experiment.main,
+        "control": experiment.control,
+        "arms": [asdict(arm) for arm in arms],
+        "trials": [asdict(trial) for trial in trials],
+    }
+
+
+def headline(experiment: Experiment, arms: Sequence[ArmResult]) -> dict[str, Any]:
+    """The one line: what the arm that the experiment names as its main one reached, and the control."""
+    by_name = {arm.arm: arm for arm in arms}
+    main, control = by_name.get(experiment.main), by_name.get(experiment.control)
+    return {
+        "experiment": experiment.name,
+        "scale": experiment.scale,
+        "share_of_oracle_gain_loss": _mean(main.share_of_gain_loss if main else None),
+        "share_of_oracle_gain_accuracy": _mean(main.share_of_gain_accuracy if main else None),
+        "share_at_equal_compute_loss": _mean(main.share_at_equal_compute_loss if main else None),
+        "random_pair_share": _mean(control.share_of_gain_loss if control else None),
+        "seeds": min((len(arm.seeds) for arm in (main, control) if arm), default=0),
+    }
+
+
+def _mean(found: Estimate | None) -> float | None:
+    return None if found is None else round(found.mean, 4)
