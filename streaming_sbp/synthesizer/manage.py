@@ -23,6 +23,7 @@ from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, Sna
 
 BY = "person"
 SHOWN = ("pair_loss", "copied_share", "relatedness_lift", "distinct_ngrams")
+SHOWN_OF_TRUTH = ("about_seed_share", "true_fact_share", "true_new_fact_share")
 SHORT_DIGEST = 8
 
 
@@ -111,12 +112,14 @@ class Manager:
 
 def render_listing(listing: dict[str, Any]) -> Group:
     table = Table(box=None, header_style="bold")
-    for name in ("version", "digest", "state", "trained tokens", "readers", *SHOWN):
+    known = {name for snapshot in listing["snapshots"] for name in snapshot["measures"]}
+    shown = [*SHOWN, *(name for name in SHOWN_OF_TRUTH if name in known)]
+    for name in ("version", "digest", "state", "trained tokens", "readers", *shown):
         table.add_column(
             name.replace("_", " "), justify="left" if name in ("digest", "state") else "right", no_wrap=name == "state"
         )
     for snapshot in listing["snapshots"]:
-        measures = [snapshot["measures"].get(name) for name in SHOWN]
+        measures = [snapshot["measures"].get(name) for name in shown]
         table.add_row(
             str(snapshot["version"]),
             snapshot["digest"][:SHORT_DIGEST],
