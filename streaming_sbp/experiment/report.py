@@ -20,7 +20,7 @@ from markupsafe import Markup
 from streaming_sbp import __version__
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config
-from streaming_sbp.experiment import advice, history, peek, plots
+from streaming_sbp.experiment import advice, history, peek, plots, quality
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.files import read_json, write_atomically
 from streaming_sbp.rundir import RunDir
@@ -78,6 +78,7 @@ def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.
         "snapshots": told.snapshots[-NUM_SNAPSHOTS:],
         "num_snapshots": len(told.snapshots),
         "measures": _measure_columns(told),
+        "quality": quality.quality(run),
         "filter_reasons": list(dict.fromkeys(reason for counts in told.filtered.values() for reason in counts)),
         "phases": sorted(told.phases.items(), key=lambda item: -item[1]),
         "phases_total": sum(told.phases.values()),
@@ -249,7 +250,9 @@ def _render(content: dict[str, Any]) -> str:
     for name in ("quantity", "whole", "decimal", "percent", "size", "duration", "clock_time"):
         environment.filters[name] = getattr(text, name)
     environment.filters["measure"] = _measure
-    environment.globals.update(provenance=peek.provenance, comparison=peek.comparison, share=_share)
+    environment.filters["quality"] = quality.shown
+    environment.globals.update(quality_heading=quality.heading, share=_share)
+    environment.globals.update(provenance=peek.provenance, comparison=peek.comparison)
     style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"

@@ -17,7 +17,7 @@ import numpy as np
 
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
-from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, document_key, ngrams, repetition
+from streaming_sbp.synthesizer.filters import DocumentFilter, copied_share, duplicate_share, ngrams, repetition
 from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
 
@@ -68,13 +68,13 @@ def measure_trial(
     finished = [document.finished for document in trial.documents]
     num_tokens = sum(map(len, documents))
     log_probs = sum(float(document.log_probs.sum()) for document in trial.documents)
-    spans = [copied_span(tokens, seed) for tokens, seed in zip(documents, trial.seeds, strict=True)]
-    related = reference.terms.related(documents, trial.seeds)
     sent = measure_sent([value_of(document, reference) for document in _would_be_sent(trial, generator)])
     return {
         "repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in documents),
-        "copied_share": _share(span > generator.max_copied_span for span in spans),
-        "duplicate_share": 1.0 - len({document_key(tokens) for tokens in documents}) / len(documents),
+        "real_repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in real),
+        "copied_share": copied_share(documents, trial.seeds, generator.max_copied_span),
+        "duplicate_share": duplicate_share(documents),
+        "real_duplicate_share": duplicate_share(real),
         "empty_share": _share(
             end and len(tokens) < generator.min_new_tokens for tokens, end in zip(documents, finished, strict=True)
         ),
@@ -84,8 +84,7 @@ def measure_trial(
         **_distinct(documents, real),
         "mean_log_prob": log_probs / max(num_tokens, 1),
         **reference.copying(documents, generator.max_copied_span),
-        "relatedness": related.mean,
-        "relatedness_lift": related.lift,
+        **reference.terms.related(documents, trial.seeds).measures(),
         **(reference.truth.measures(documents, trial.seeds) if reference.truth else {}),
         **reference.real,
         "sent_documents": float(sent.num_documents),

@@ -22,6 +22,7 @@ import numpy as np
 
 from streaming_sbp.files import fsync_directory, read_json, write_json
 from streaming_sbp.synthesizer.corpus_index import CorpusIndex
+from streaming_sbp.synthesizer.filters import copied_share
 from streaming_sbp.synthesizer.relatedness import FIT_DOCUMENTS, TermWeights
 from streaming_sbp.synthesizer.truth import Truth
 
@@ -75,8 +76,10 @@ class Reference:
         bare = cls(index, terms, corpus, seeds, {})
         sources, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
         related = terms.related(targets, sources)
-        real = bare.copying(heldout, max_copied_span) | {"relatedness": related.mean, "relatedness_lift": related.lift}
+        real = bare.copying(heldout, max_copied_span)
         real.pop("longest_corpus_span")
+        real["copied_share"] = copied_share(targets, sources, max_copied_span)
+        real |= related.measures()
         real |= truth.measures(targets, sources) if truth else {}
         return cls(index, terms, corpus, seeds, {f"real_{name}": value for name, value in real.items()}, truth)
 

@@ -79,6 +79,7 @@ def test_copies_of_the_seed_and_of_the_corpus_are_measured_apart():
     assert measures["corpus_copied_share"] == pytest.approx(14 / 40)
     assert measures["corpus_13gram_share"] == pytest.approx(14 / 40 * (30 - 12) / (39 - 12))
     assert measures["longest_corpus_span"] == 30
+    assert measures["real_duplicate_share"] == measures["real_repetitive_share"] == 0.0
     assert measures["sent_documents"] == 32  # a generator would not have sent the copies of seeds
     assert measures["sent_corpus_13gram_share"] == pytest.approx(6 / 32 * (30 - 12) / (39 - 12))
     losses = {"pair_loss": 1.0, "untuned_pair_loss": 2.0}

@@ -49,14 +49,14 @@ def test_facts_are_listed_where_the_truth_is_known(run):
     def headings():
         return [column.header for column in render_listing(Manager(run).listing()).renderables[0].columns]
 
-    assert "true fact share" not in headings()
+    assert "true facts" not in headings()
     folder = run.path / "candidate"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"d")
     measures = {"pair_loss": 3.0, "about_seed_share": 0.5, "true_fact_share": 0.25}
     facts = {"parent_checkpoint": "step-1", "parent_tokens": 1, "num_pairs": 1}
     SnapshotStore(run.snapshots).publish(folder, measures=measures, **facts)
-    assert headings()[-2:] == ["about seed share", "true fact share"]
+    assert headings()[-2:] == ["seed's person", "true facts"]
 
 
 def test_pin_roll_back_and_quarantine(run):
