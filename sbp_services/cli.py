@@ -294,13 +294,22 @@ def snapshots(
     rollback: Annotated[bool, typer.Option("--rollback", help="Let the last good one before serve.")] = False,
     to: Annotated[str | None, typer.Option("--to", help="Of --rollback: an earlier one.")] = None,
     quarantine: Annotated[str | None, typer.Option("--quarantine", help="Never let this one serve again.")] = None,
+    quality: Annotated[bool, typer.Option("--quality", help="The first and the last one beside real text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """The published synthesizers with their measures; compare, pin, roll back, quarantine, also while the run lives."""
     from streaming_sbp.synthesizer import manage
 
-    if sum(map(bool, (compare, pin, unpin, rollback, quarantine))) > 1 or (to and not rollback):
-        raise ConfigError("snapshots: expected one of --compare, --pin, --unpin, --rollback (--to), --quarantine")
+    if sum(map(bool, (compare, pin, unpin, rollback, quarantine, quality))) > 1 or (to and not rollback):
+        raise ConfigError(
+            "snapshots: expected one of --compare, --quality, --pin, --unpin, --rollback (--to), --quarantine"
+        )
+    if quality:
+        from streaming_sbp.experiment import quality as table
+
+        found = table.quality(RunDir(run))
+        typer.echo(json.dumps(found, indent=1)) if as_json else Console().print(table.render(found))
+        return
     manager = manage.Manager(RunDir(run))
     if compare:
         found = manager.comparison(*compare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import asdict
@@ -21,8 +22,9 @@ from streaming_sbp.stream.messages import Announcement
 from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
+from streaming_sbp.synthesizer.truth import Truth
 from streaming_sbp.synthesizer.watch import Finding, SyntheticWatch
-from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.telemetry.metrics import PHASES, SENT_MEASURES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
@@ -140,7 +142,7 @@ class TrainerService(Service):
             self.config.gate,
             self.journal,
             self.snapshots,
-            lambda: Reference.load(self.run.reference, digest, corpus),
+            lambda: Reference.load(self.run.reference, digest, corpus, Truth.of_dataset(self.dataset)),
         )
         self.watch.recall(self.run.read_records(self.name), self.trainer.trained.total_tokens)
         manifest = self.dataset.manifest
@@ -247,7 +249,8 @@ class TrainerService(Service):
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
         self._act_on(self.watch.look())
-        for measure, value in self.watch.measures.items():
+        for measure in SENT_MEASURES if self.watch.measures else ():
+            value = self.watch.measures.get(measure, math.nan)
             self.metrics.set("sbp_synthetic_measure", value, measure=measure)
         window = self._training_report.close_window(*self.receiver.sessions())
         self.record("train", **window, received=self.watch.measures)

@@ -31,7 +31,9 @@ from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
+from streaming_sbp.synthesizer.truth import Truth
 from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, tune
+from streaming_sbp.telemetry.metrics import GATE_MEASURES
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
 
@@ -206,7 +208,8 @@ class TunerService(Service):
         """What candidates are compared with: made once for a data set."""
         dataset, settings = self.dataset, self.config.synthesizer
         digest, max_tokens = dataset.manifest.digest, self.config.generator.max_new_tokens
-        found = Reference.load(self.run.reference, digest, self.documents)
+        truth = Truth.of_dataset(dataset)
+        found = Reference.load(self.run.reference, digest, self.documents, truth)
         if found is None:
             self.report("running", "indexing the corpus for the gate", **self._known())
             found = Reference.build(
@@ -219,6 +222,7 @@ class TunerService(Service):
                 self.tokenizer.vocab_size,
                 self.config.gate.index_bytes,
                 self.config.generator.max_copied_span,
+                truth,
             )
             found.save(self.run.reference, digest)
         return found
@@ -378,8 +382,8 @@ class TunerService(Service):
     # --- counts ---
 
     def _count(self, trial: Trial, candidate: Candidate) -> None:
-        for measure, value in trial.measures.items():
-            self.metrics.set("sbp_gate_measure", value, measure=measure)
+        for measure in GATE_MEASURES:
+            self.metrics.set("sbp_gate_measure", trial.measures.get(measure, math.nan), measure=measure)
         if trial.verdict.published:
             self._published += 1
             self.metrics.inc("sbp_snapshots_published_total")

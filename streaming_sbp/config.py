@@ -184,6 +184,8 @@ class Gate(Section):
     min_distinct_ratio: Share = 0.5  # distinct n-grams over real text's
     min_length_ratio: Share = 0.25  # mean length over real text's
     max_length_ratio: PositiveFloat = 4.0  # mean length over real text's
+    min_true_fact_ratio: Share = 0.0  # stated facts that are true, over real text's; 0: off; only of `concepts`
+    min_expressed_fact_ratio: Share = 0.0  # a person's facts expressed, over real text's; 0: off; only of `concepts`
     max_drift: PositiveFloat = 0.3  # of what arrives from what the gate measured, beyond chance: a share of it
     on_drift: Literal["report", "rollback"] = "report"  # on a drift, or a held-out loss that worsens after a swap
     index_bytes: Positive = 256 * 2**20  # of the corpus' 13-grams; a larger corpus is sampled, see `corpus_index.py`

@@ -88,16 +88,16 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
     colours, drawn = _looks(experiment), False
     for arm, trials in curves.items():
         for trial in trials[:1]:
-            known = [s for s in trial.snapshots if "true_share" in s.measures]
+            known = [s for s in trial.snapshots if "true_fact_share" in s.measures]
             if not known:
                 continue
             drawn = True
             parents = [s.parent_tokens for s in known]
             look = colours[arm] | {"marker": "o"}
             axes.plot(
-                parents, [100 * s.measures["true_share"] for s in known], label=experiment.arms[arm].title, **look
+                parents, [100 * s.measures["true_fact_share"] for s in known], label=experiment.arms[arm].title, **look
             )
-            axes.plot(parents, [100 * s.measures["new_true_share"] for s in known], alpha=0.5, **look)
+            axes.plot(parents, [100 * s.measures["true_new_fact_share"] for s in known], alpha=0.5, **look)
     if not drawn:
         return None
     _finish(axes, "trained tokens of the checkpoint", "stated facts that are true (%)")

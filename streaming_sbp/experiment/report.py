@@ -15,7 +15,7 @@ from typing import Any
 from streaming_sbp import __version__
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config
-from streaming_sbp.experiment import advice, history, page, peek, plots
+from streaming_sbp.experiment import advice, history, page, peek, plots, quality
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.files import read_json, write_atomically
 from streaming_sbp.rundir import RunDir
@@ -73,6 +73,7 @@ def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.
         "snapshots": told.snapshots[-NUM_SNAPSHOTS:],
         "num_snapshots": len(told.snapshots),
         "measures": _measure_columns(told),
+        "quality": quality.quality(run),
         "filter_reasons": list(dict.fromkeys(reason for counts in told.filtered.values() for reason in counts)),
         "phases": sorted(told.phases.items(), key=lambda item: -item[1]),
         "phases_total": sum(told.phases.values()),
@@ -230,4 +231,5 @@ def _samples(run: RunDir) -> tuple[list[peek.PeekedDocument], str]:
 
 def _render(content: dict[str, Any]) -> str:
     functions = {"provenance": peek.provenance, "comparison": peek.comparison, "share": _share}
-    return page.render("report.html.j2", content | functions, {"measure": _measure})
+    functions |= {"quality_heading": quality.heading}
+    return page.render("report.html.j2", content | functions, {"measure": _measure, "quality": quality.shown})

@@ -33,6 +33,17 @@ def copied_span(tokens: Sequence[int] | np.ndarray, seed: Sequence[int] | np.nda
     return longest_shared(tokens, seed) / len(tokens) if len(tokens) else 0.0
 
 
+def copied_share(documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray], max_copied_span: float) -> float:
+    """Documents of which more than ``max_copied_span`` is one run of their seed's, as a share; 0 without documents."""
+    spans = [copied_span(tokens, seed) for tokens, seed in zip(documents, seeds, strict=True)]
+    return sum(span > max_copied_span for span in spans) / max(len(spans), 1)
+
+
+def duplicate_share(documents: Sequence[np.ndarray]) -> float:
+    """Documents that are there already, as a share; 0 without documents."""
+    return 1.0 - len(set(map(document_key, documents))) / len(documents) if len(documents) else 0.0
+
+
 def ngrams(tokens: Sequence[int] | np.ndarray, n: int) -> list[tuple[int, ...]]:
     values = list(map(int, tokens))
     return list(zip(*(values[i:] for i in range(n)), strict=False))

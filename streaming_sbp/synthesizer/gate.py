@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streaming_sbp import config
+from streaming_sbp.telemetry.metrics import TRUTH_MEASURES
 
 BOUNDS = {  # measure -> setting with its largest value
     "repetitive_share": "max_repetitive_share",
@@ -24,6 +25,8 @@ RATIOS = (  # measure, setting with its smallest or largest ratio to that of rea
     ("distinct_ngrams", "min_distinct_ratio"),
     ("mean_tokens", "min_length_ratio"),
     ("mean_tokens", "max_length_ratio"),
+    ("true_fact_share", "min_true_fact_ratio"),
+    ("expressed_fact_share", "min_expressed_fact_ratio"),
 )
 
 
@@ -56,12 +59,13 @@ def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate:
         way = f"real text's {real:.3f} + {excess:g}, gate.{setting}"
         reasons.append(_reason(measure, measures[measure], "at most", real + excess, way))
     for measure, setting in RATIOS:
-        real, ratio = measures[f"real_{measure}"], getattr(gate, setting)
+        ratio = getattr(gate, setting)
         kind = "at least" if setting.startswith("min_") else "at most"
-        if kind == "at least" and not ratio:
+        if (kind == "at least" and not ratio) or (measure in TRUTH_MEASURES and f"real_{measure}" not in measures):
             continue
+        real, value = measures[f"real_{measure}"], measures.get(measure, 0.0)
         way = f"{ratio:g} of real text's {real:.3f}, gate.{setting}"
-        reasons.append(_reason(measure, measures[measure], kind, real * ratio, way))
+        reasons.append(_reason(measure, value, kind, real * ratio, way))
     return Verdict(tuple(reason for reason in reasons if reason))
 
 

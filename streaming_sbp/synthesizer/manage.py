@@ -20,9 +20,18 @@ from streaming_sbp.synthesizer import pointer
 from streaming_sbp.synthesizer.pointer import Pointer, PointerError
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
+from streaming_sbp.telemetry import text
+from streaming_sbp.telemetry.metrics import TRUTH_MEASURES
 
 BY = "person"
-SHOWN = ("pair_loss", "copied_share", "relatedness_lift", "distinct_ngrams")
+SHOWN = {  # measure -> heading, short enough for a terminal of 80 columns
+    "pair_loss": "pair loss",
+    "copied_share": "copied",
+    "relatedness_lift": "lift",
+    "distinct_ngrams": "distinct",
+    "about_seed_share": "seed's person",
+    "true_fact_share": "true facts",
+}
 SHORT_DIGEST = 8
 
 
@@ -110,18 +119,18 @@ class Manager:
 
 
 def render_listing(listing: dict[str, Any]) -> Group:
-    table = Table(box=None, header_style="bold")
-    for name in ("version", "digest", "state", "trained tokens", "readers", *SHOWN):
-        table.add_column(
-            name.replace("_", " "), justify="left" if name in ("digest", "state") else "right", no_wrap=name == "state"
-        )
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    known = {name for snapshot in listing["snapshots"] for name in snapshot["measures"]}
+    shown = [name for name in SHOWN if name in known or name not in TRUTH_MEASURES]
+    for name in ("version", "digest", "state", "tokens", "readers", *(SHOWN[name] for name in shown)):
+        table.add_column(name, justify="left" if name in ("digest", "state") else "right", no_wrap=name == "state")
     for snapshot in listing["snapshots"]:
-        measures = [snapshot["measures"].get(name) for name in SHOWN]
+        measures = [snapshot["measures"].get(name) for name in shown]
         table.add_row(
             str(snapshot["version"]),
             snapshot["digest"][:SHORT_DIGEST],
             _state(snapshot, listing["pointer"]["pinned"]),
-            f"{snapshot['parent_tokens']:,}",
+            text.quantity(snapshot["parent_tokens"]),
             str(len(snapshot["readers"])),
             *("-" if value is None else f"{value:.3f}" for value in measures),
         )

@@ -25,6 +25,12 @@ BOUNDS: dict[str, tuple[str, bool]] = {  # measure -> (which direction is bad, w
     "mean_tokens": ("either", True),
     "mean_log_prob": ("either", True),
     "relatedness": ("down", True),
+    "about_seed_share": ("down", True),
+    "non_factual_share": ("up", False),
+    "true_fact_share": ("down", True),
+    "true_new_fact_share": ("down", True),
+    "expressed_fact_share": ("down", True),
+    "new_facts": ("either", True),
 }
 BEFORE, AFTER = 8, 2  # evaluations that are compared, at most and exactly
 MIN_BEFORE = 4
@@ -66,8 +72,12 @@ def drifts(sent: SentMeasures, gate: Mapping[str, float], max_drift: float) -> d
         return {}
     found = {}
     for measure, (direction, relative) in BOUNDS.items():
+        num_with = sent.counts.get(measure, sent.num_documents)
+        if measure not in sent.means or f"sent_{measure}" not in gate or num_with < MIN_TRIAL_DOCUMENTS:
+            continue
         value, expected = sent.means[measure], gate[f"sent_{measure}"]
-        error = sent.deviations.get(measure, 0.0) * math.sqrt(1 / sent.num_documents + 1 / num_trial)
+        num_trial_with = num_trial * num_with / sent.num_documents  # the gate's count is not kept: as often as here
+        error = sent.deviations.get(measure, 0.0) * math.sqrt(1 / num_with + 1 / num_trial_with)
         bound = max_drift * (abs(expected) if relative else 1.0) + NUM_ERRORS * error
         difference = value - expected
         worse = {"up": difference, "down": -difference, "either": abs(difference)}[direction]

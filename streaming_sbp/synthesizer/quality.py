@@ -1,9 +1,10 @@
 """Measures of a candidate, on a trial batch: documents sampled from fixed seed documents with a fixed RNG seed.
 
 The measures of the paper's quality table that need no judge: documents that repeat themselves, duplicates, copying from
-the seed and from the corpus, relatedness to the seed; what says whether a synthesizer is usable at all: documents
-without an end, or with nothing in them; and beside them what real text measures (``real_...``). ``sent_...`` are of
-those trial documents that a generator would have sent: `monitor.py` compares with them what the trainer receives.
+the seed and from the corpus, relatedness to the seed; where the truth is known, facts (`truth.py`); what says whether a
+synthesizer is usable at all: documents without an end, or with nothing in them; and beside them what real text measures
+(``real_...``). ``sent_...`` are of those trial documents that a generator would have sent: `monitor.py` compares with
+them what the trainer receives.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
-from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, document_key, ngrams, repetition
+from streaming_sbp.synthesizer.filters import DocumentFilter, copied_share, duplicate_share, ngrams, repetition
 from streaming_sbp.synthesizer.reference import Reference
-from streaming_sbp.telemetry.metrics import SENT_MEASURES
+from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
 
 DISTINCT_NGRAM = 3
 # GATE_MEASURES in telemetry/metrics.py lists all measures. Three of them come from tuning, not from here, in nats per
@@ -67,13 +68,13 @@ def measure_trial(
     finished = [document.finished for document in trial.documents]
     num_tokens = sum(map(len, documents))
     log_probs = sum(float(document.log_probs.sum()) for document in trial.documents)
-    spans = [copied_span(tokens, seed) for tokens, seed in zip(documents, trial.seeds, strict=True)]
-    related = reference.terms.related(documents, trial.seeds)
     sent = measure_sent([value_of(document, reference) for document in _would_be_sent(trial, generator)])
     return {
         "repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in documents),
-        "copied_share": _share(span > generator.max_copied_span for span in spans),
-        "duplicate_share": 1.0 - len({document_key(tokens) for tokens in documents}) / len(documents),
+        "real_repetitive_share": _share(repetition(tokens) > generator.max_repetition for tokens in real),
+        "copied_share": copied_share(documents, trial.seeds, generator.max_copied_span),
+        "duplicate_share": duplicate_share(documents),
+        "real_duplicate_share": duplicate_share(real),
         "empty_share": _share(
             end and len(tokens) < generator.min_new_tokens for tokens, end in zip(documents, finished, strict=True)
         ),
@@ -83,8 +84,8 @@ def measure_trial(
         **_distinct(documents, real),
         "mean_log_prob": log_probs / max(num_tokens, 1),
         **reference.copying(documents, generator.max_copied_span),
-        "relatedness": related.mean,
-        "relatedness_lift": related.lift,
+        **reference.terms.related(documents, trial.seeds).measures(),
+        **(reference.truth.measures(documents, trial.seeds) if reference.truth else {}),
         **reference.real,
         "sent_documents": float(sent.num_documents),
         **{f"sent_{name}": value for name, value in sent.means.items()},
@@ -105,17 +106,19 @@ class SentDocument:
 
 @dataclass(frozen=True)
 class SentMeasures:
-    """``means``: by measure, SENT_MEASURES in telemetry/metrics.py. ``deviations``: standard deviation between
-    documents; not of ``distinct_ngrams``, which belongs to all of them together."""
+    """``means``: by measure, those of SENT_MEASURES in telemetry/metrics.py that are known. ``deviations``: standard
+    deviation between documents; ``counts``: documents that have the measure (not each states facts). Both not of
+    ``distinct_ngrams``, which belongs to all of them together."""
 
     num_documents: int
     means: dict[str, float]
     deviations: dict[str, float]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ValuedDocument:
-    """``values``: of each measure but ``distinct_ngrams``."""
+    """``values``: of each measure that it has, but ``distinct_ngrams``."""
 
     tokens: np.ndarray
     values: dict[str, float]
@@ -130,20 +133,28 @@ def value_of(document: SentDocument, reference: Reference) -> ValuedDocument:
         "mean_log_prob": document.log_prob,
         "relatedness": reference.terms.related([document.tokens], [document.seed]).mean,
     }
+    if reference.truth:
+        values |= reference.truth.values(document.tokens, document.seed)
     return ValuedDocument(document.tokens, values)
 
 
 def measure_sent(documents: Sequence[ValuedDocument], num_distinct: int | None = None) -> SentMeasures:
-    """Means over documents; ``distinct_ngrams`` of the first ``num_distinct`` of them. All 0 without documents."""
+    """Means over the documents that have each measure; ``distinct_ngrams`` of the first ``num_distinct`` of them.
+
+    Without documents all are 0, but those of TRUTH_MEASURES, which are absent.
+    """
     values = {
-        name: np.array([document.values[name] for document in documents] or [0.0])
+        name: np.array([document.values[name] for document in documents if name in document.values])
         for name in SENT_MEASURES
         if name != "distinct_ngrams"
     }
+    values = {name: found for name, found in values.items() if len(found)}
+    always = {} if documents else dict.fromkeys(set(SENT_MEASURES) - set(TRUTH_MEASURES), 0.0)
     means = {name: float(found.mean()) for name, found in values.items()}
     deviations = {name: float(found.std()) for name, found in values.items()}
+    counts = {name: len(found) for name, found in values.items()}
     distinct = distinct_share([document.tokens for document in documents[:num_distinct]])
-    return SentMeasures(len(documents), means | {"distinct_ngrams": distinct}, deviations)
+    return SentMeasures(len(documents), always | means | {"distinct_ngrams": distinct}, deviations, counts)
 
 
 def distinct_share(documents: Sequence[np.ndarray]) -> float:

@@ -22,7 +22,9 @@ import numpy as np
 
 from streaming_sbp.files import fsync_directory, read_json, write_json
 from streaming_sbp.synthesizer.corpus_index import CorpusIndex
+from streaming_sbp.synthesizer.filters import copied_share
 from streaming_sbp.synthesizer.relatedness import FIT_DOCUMENTS, TermWeights
+from streaming_sbp.synthesizer.truth import Truth
 
 REFERENCE = "reference.json"
 NUM_REAL = 256  # held-out documents, and pairs, that say what real text measures
@@ -44,13 +46,14 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """``real``: the measures of real text whose names begin with ``real_``, see `real_measures`."""
+    """``real``: the measures of real text whose names begin with ``real_``. ``truth``: None where it is not known."""
 
     index: CorpusIndex
     terms: TermWeights
     corpus: Documents
     seeds: np.ndarray  # uint64 [documents, 2]
     real: dict[str, float]
+    truth: Truth | None = None
 
     @classmethod
     def build(
@@ -61,6 +64,7 @@ class Reference:
         vocab_size: int,
         max_bytes: int,
         max_copied_span: float,
+        truth: Truth | None = None,
     ) -> Reference:
         """``heldout`` and ``pairs`` (seed, target): real documents, cut as sampled ones and their seeds are."""
         documents = (corpus.tokens(i) for i in range(len(corpus)))
@@ -70,10 +74,14 @@ class Reference:
         order = np.argsort(hashes)
         seeds = np.stack([hashes[order], order.astype(np.uint64)], axis=1)
         bare = cls(index, terms, corpus, seeds, {})
-        related = terms.related([target for _, target in pairs], [seed for seed, _ in pairs])
-        real = bare.copying(heldout, max_copied_span) | {"relatedness": related.mean, "relatedness_lift": related.lift}
-        kept = ("corpus_13gram_share", "corpus_copied_share", "relatedness", "relatedness_lift")
-        return cls(index, terms, corpus, seeds, {f"real_{name}": real[name] for name in kept})
+        sources, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
+        related = terms.related(targets, sources)
+        real = bare.copying(heldout, max_copied_span)
+        real.pop("longest_corpus_span")
+        real["copied_share"] = copied_share(targets, sources, max_copied_span)
+        real |= related.measures()
+        real |= truth.measures(targets, sources) if truth else {}
+        return cls(index, terms, corpus, seeds, {f"real_{name}": value for name, value in real.items()}, truth)
 
     def copying(self, documents: Sequence[np.ndarray], max_copied_span: float) -> dict[str, float]:
         """``corpus_13gram_share``: mean over documents. ``corpus_copied_share``: documents of which a single corpus
@@ -110,7 +118,7 @@ class Reference:
         fsync_directory(folder.parent)
 
     @classmethod
-    def load(cls, folder: Path, dataset_digest: str, corpus: Documents) -> Reference | None:
+    def load(cls, folder: Path, dataset_digest: str, corpus: Documents, truth: Truth | None = None) -> Reference | None:
         """None when there is none yet of this data set, or it cannot be read: it is made again."""
         try:
             facts = read_json(folder / REFERENCE)
@@ -118,7 +126,7 @@ class Reference:
                 return None
             index = CorpusIndex.load(folder, facts["zero_bits"])
             seeds = np.load(folder / "seeds.npy", mmap_mode="r").view(np.ndarray)
-            return cls(index, TermWeights(np.load(folder / "idf.npy")), corpus, seeds, facts["real"])
+            return cls(index, TermWeights(np.load(folder / "idf.npy")), corpus, seeds, facts["real"], truth)
         except (OSError, ValueError, KeyError):
             return None
 

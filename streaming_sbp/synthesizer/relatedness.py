@@ -2,6 +2,7 @@
 
 Cheap enough to measure what the trainer receives, and the same for every choice of `pairing.embedder`. A text of the
 same corpus is a little related to any other, so what counts is the lift: above the mean relatedness to the other seeds.
+A document is *not related* to its seed when it is no closer to it than to the closest 5 % of the other seeds.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+UNRELATED_QUANTILE = 0.95  # of the cosines with the others' seeds; what is written without a seed is below it as often
 FIT_DOCUMENTS = 20_000  # inverse document frequencies from the first so many
 
 
 @dataclass(frozen=True)
 class Related:
-    """``each``: cosine of each document with its own seed; ``lift``: their mean, less that with the others' seeds."""
+    """``each``: cosine of each document with its own seed; ``lift``: their mean, less that with the others' seeds;
+    ``unrelated_share``: documents that are not related to their seed. 0 where there are no other seeds."""
 
     each: np.ndarray
     lift: float
+    unrelated_share: float
 
     @property
     def mean(self) -> float:
         return float(self.each.mean()) if len(self.each) else 0.0
+
+    def measures(self) -> dict[str, float]:
+        return {
+            "relatedness": self.mean,
+            "relatedness_lift": self.lift,
+            "unrelated_share": self.unrelated_share,
+        }
 
 
 class TermWeights:
@@ -45,12 +56,14 @@ class TermWeights:
     def related(self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> Related:
         """``documents[i]`` was written from ``seeds[i]``."""
         if not len(documents):
-            return Related(np.zeros(0), 0.0)
+            return Related(np.zeros(0), 0.0, 0.0)
         cosines = np.asarray((self._vectors(documents) @ self._vectors(seeds).T).todense())
         each = cosines.diagonal()
-        num_others = len(documents) * (len(documents) - 1)
-        others = (cosines.sum() - each.sum()) / num_others if num_others else 0.0
-        return Related(each, float(each.mean() - others))
+        if len(documents) == 1:
+            return Related(each, float(each.mean()), 0.0)
+        others = cosines[~np.eye(len(cosines), dtype=bool)].reshape(len(cosines), -1)
+        closest = np.quantile(others, UNRELATED_QUANTILE, axis=1)
+        return Related(each, float(each.mean() - others.mean()), float((each <= closest).mean()))
 
     def _vectors(self, documents: Sequence[np.ndarray]) -> sparse.csr_matrix:
         """Unit rows of (1 + ln count) * idf [documents, vocabulary]; an empty document has a row of zeros."""

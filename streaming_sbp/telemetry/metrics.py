@@ -37,6 +37,15 @@ FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate"
 REFUSAL_REASONS = ("protocol_version", "wrong_run", "wrong_tokenizer", "wrong_role", "too_many_peers", "malformed")
 # Why a connection is not made: `stream.keys.EVENTS` says what each one means.
 HANDSHAKE_FAILURE_REASONS = ("auth", "protocol", "no_detail")
+# How true documents are, only where that is known; streaming_sbp/synthesizer/truth.py says what each one is.
+TRUTH_MEASURES = (
+    "about_seed_share",
+    "non_factual_share",
+    "true_fact_share",
+    "true_new_fact_share",
+    "expressed_fact_share",
+    "new_facts",
+)
 # What is measured of the documents that generators send, and of those trial documents that they would have sent.
 SENT_MEASURES = (
     "repetition",
@@ -45,6 +54,7 @@ SENT_MEASURES = (
     "mean_tokens",
     "mean_log_prob",
     "relatedness",
+    *TRUTH_MEASURES,
 )
 # What the gate measures of a candidate; streaming_sbp/synthesizer/quality.py says what each one is.
 GATE_MEASURES = (
@@ -52,8 +62,11 @@ GATE_MEASURES = (
     "untuned_pair_loss",
     "unrelated_pair_loss",
     "repetitive_share",
+    "real_repetitive_share",
     "copied_share",
+    "real_copied_share",
     "duplicate_share",
+    "real_duplicate_share",
     "empty_share",
     "unfinished_share",
     "mean_tokens",
@@ -70,6 +83,10 @@ GATE_MEASURES = (
     "real_relatedness",
     "relatedness_lift",
     "real_relatedness_lift",
+    "unrelated_share",
+    "real_unrelated_share",
+    *TRUTH_MEASURES,
+    *(f"real_{measure}" for measure in TRUTH_MEASURES),
     "sent_documents",
     *(f"sent_{measure}" for measure in SENT_MEASURES),
 )
@@ -191,7 +208,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "sbp_synthetic_measure",
         "gauge",
-        "What was measured of received documents of the newest snapshot, a sample",
+        "What was measured of received documents of the newest snapshot, a sample; NaN: not known",
         _TRAINER,
         (("measure", SENT_MEASURES),),
     ),
@@ -232,7 +249,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "sbp_gate_measure",
         "gauge",
-        "Measures of the last candidate",
+        "Measures of the last candidate; NaN: not known",
         _TUNER,
         (
             (

@@ -9,7 +9,7 @@ import pytest
 from streaming_sbp.config import ConfigError
 from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.synthesizer.manage import Manager
+from streaming_sbp.synthesizer.manage import Manager, render_listing
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from tests.unit.test_synthesizer_snapshots import publish
 
@@ -43,6 +43,20 @@ def test_the_command_lists_pins_and_refuses(run):
     status, _, error = sbp(run, "--pin", "9")
     assert status == 2
     assert "expected a version" in error
+
+
+def test_facts_are_listed_where_the_truth_is_known(run):
+    def headings():
+        return [column.header for column in render_listing(Manager(run).listing()).renderables[0].columns]
+
+    assert "true facts" not in headings()
+    folder = run.path / "candidate"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"d")
+    measures = {"pair_loss": 3.0, "about_seed_share": 0.5, "true_fact_share": 0.25}
+    facts = {"parent_checkpoint": "step-1", "parent_tokens": 1, "num_pairs": 1}
+    SnapshotStore(run.snapshots).publish(folder, measures=measures, **facts)
+    assert headings()[-2:] == ["seed's person", "true facts"]
 
 
 def test_pin_roll_back_and_quarantine(run):

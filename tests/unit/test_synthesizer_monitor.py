@@ -16,7 +16,7 @@ from streaming_sbp.synthesizer.pointer import pinned
 from streaming_sbp.synthesizer.quality import SentMeasures, ValuedDocument
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.synthesizer.watch import DOCUMENTS_A_LOOK, SyntheticWatch
-from streaming_sbp.telemetry.metrics import SENT_MEASURES
+from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
 from tests.checks.sabotage import GENERATOR, Bench
 
 EXPECTED = {
@@ -31,11 +31,11 @@ GATE = {"sent_documents": 46.0} | {f"sent_{name}": value for name, value in EXPE
 
 
 def sent(num_documents=64, deviations=None, **changes):
-    return SentMeasures(num_documents, EXPECTED | changes, deviations or {})
+    return SentMeasures(num_documents, EXPECTED | changes, deviations or {}, {})
 
 
 def test_there_is_a_bound_for_every_measure():
-    assert set(BOUNDS) == set(SENT_MEASURES) == set(EXPECTED)
+    assert set(BOUNDS) == set(SENT_MEASURES) == set(EXPECTED) | set(TRUTH_MEASURES)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def accepted(seed_id, info, document, number):
 def test_an_honest_snapshot_is_left_alone_and_a_bad_one_forced_through_is_rolled_back(bench, tmp_path):
     world = World(bench, tmp_path, bench.honest, bench.random())
     assert world.stream(world.first) is None
-    assert set(world.watch.measures) == set(SENT_MEASURES)
+    assert set(world.watch.measures) == set(EXPECTED)
     finding = world.stream(world.second, count=300)
     assert (finding.snapshot, finding.action) == (world.second.digest, "rolled_back")
     assert {"mean_log_prob", "relatedness"} <= set(finding.reasons)

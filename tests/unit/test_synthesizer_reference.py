@@ -69,14 +69,29 @@ def test_relatedness_is_the_cosine_of_tfidf():
     assert found.each.tolist() == pytest.approx([vector(a) @ vector(b), 1.0])
     own = terms.related([np.array(a), np.array(b)], [np.array(a), np.array(b)])
     assert own.lift == pytest.approx(1.0 - vector(a) @ vector(b))
+    assert found.unrelated_share == 1.0  # neither is closer to its seed than to the other one, which is the same
+    assert own.unrelated_share == 0.0
     assert terms.related([], []).mean == 0.0
     assert terms.related([np.zeros(0, int)], [np.array(a)]).mean == 0.0
+
+
+def test_what_is_written_without_a_seed_is_unrelated_in_19_of_20_cases():
+    rng = np.random.default_rng(0)
+    corpus, seeds = ([rng.integers(0, 500, 80) for _ in range(400)] for _ in range(2))
+    terms = TermWeights.fit(corpus, 500)
+    assert terms.related(corpus, seeds).unrelated_share == pytest.approx(0.95, abs=0.04)
+    half = [np.concatenate([seed[:40], other[:40]]) for seed, other in zip(seeds, corpus, strict=True)]
+    mixed = [*half[:100], *corpus[100:]]
+    assert terms.related(mixed, seeds).unrelated_share == pytest.approx(0.75 * 0.95, abs=0.04)
 
 
 def test_it_is_read_back_as_it_was_written_and_of_another_data_set_not_at_all(tmp_path):
     corpus = Corpus(50, 30, 0)
     made = Reference.build(corpus, corpus.documents[:5], [(corpus.tokens(0), corpus.tokens(8))], 60, 2**20, 0.5)
     assert made.real["real_corpus_13gram_share"] == 1.0
+    assert made.real["real_copied_share"] == 0.0
+    copy = Reference.build(corpus, [], [(corpus.tokens(0), corpus.tokens(0))], 60, 2**20, 0.5)
+    assert copy.real["real_copied_share"] == 1.0
     folder = tmp_path / "reference"
     made.save(folder, "digest")
     made.save(folder, "digest")
