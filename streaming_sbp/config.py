@@ -57,6 +57,7 @@ class Data(Section):
 class Pairing(Section):
     # "tfidf" needs no download; "self": the first checkpoint's hidden states; else a sentence-transformers path or name
     embedder: Literal["tfidf", "self"] | str = "tfidf"  # what says how related two documents are
+    relation: Literal["related", "random"] = "related"  # "random": the control, as many pairs with targets by lot
     index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"  # "auto" by corpus size; exact grows with its square
     dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
