@@ -166,9 +166,11 @@ class TrainerService(Service):
     def tick(self) -> bool:
         self.receiver.check()
         self._look_for_snapshots()
+        if self._must_start():
+            return self._wait("for the first snapshot")
         step = self._step()
         if step is None:
-            return self._wait()
+            return self._wait("for synthetic documents")
         self._waiting_since = 0.0
         self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
         self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
@@ -222,17 +224,24 @@ class TrainerService(Service):
         self.record("history_changed", step=self.trainer.trained.steps, reason=reason)
         log.warning("the steps since the checkpoint cannot be repeated, they are trained anew: %s", reason)
 
-    def _wait(self) -> bool:
+    def _must_start(self) -> bool:
+        """Whether no further step is to be trained before there is a snapshot (mix.start_by_tokens)."""
+        start_by = self.config.mix.start_by_tokens
+        trained = self.trainer.trained.total_tokens
+        return bool(start_by) and trained >= start_by and not self.trainer.batches.schedule_started
+
+    def _wait(self, what: str) -> bool:
         """mix.starvation_policy = "wait": bounded, and visible."""
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         limit = self.config.mix.wait_timeout_s
         if now - self._waiting_since > limit:
             raise ConfigError(
-                f'no synthetic document for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; '
-                'start generators, or set the policy to "real_only"'
+                f'waited {what} for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; start '
+                'tuner and generators, look whether the gate refuses (`sbp snapshots RUN`), or set the policy to '
+                '"real_only"'
             )
-        self.report("waiting", "for synthetic documents", self._position(), **self._said())
+        self.report("waiting", what, self._position(), **self._said())
         with self.clock("data_wait"):
             self.sleep(0.02)
         return True

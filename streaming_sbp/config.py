@@ -57,6 +57,7 @@ class Data(Section):
 class Pairing(Section):
     # "tfidf" needs no download; "self": the first checkpoint's hidden states; else a sentence-transformers path or name
     embedder: Literal["tfidf", "self"] | str = "tfidf"  # what says how related two documents are
+    relation: Literal["related", "random"] = "related"  # "random": the control, as many pairs with targets by lot
     index: Literal["auto", "exact", "ivf", "hnsw"] = "auto"  # "auto" by corpus size; exact grows with its square
     dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
@@ -113,6 +114,9 @@ class Mix(Section):
     starvation_policy: Literal["real_only", "wait"] = "real_only"  # what to do when synthetic documents are late
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
     forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
+    # starvation_policy = "wait": at so many trained tokens the trainer waits for the first snapshot, too, so that what
+    # is trained does not depend on how fast tuner and generators are here; 0: it never does
+    start_by_tokens: Annotated[int, Field(ge=0)] = 0  # a little above the first checkpoint that is tuned
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
     confidence: Literal["off", "mask", "weights"] = "off"  # synthetic tokens that the synthesizer only guessed
     min_confidence: Share = 0.1  # "mask": a less likely token is context, no target; "weights": it counts p / this
@@ -290,6 +294,11 @@ class Config(Section):
             raise ValueError(
                 f'synthesizer.mode = "{mode}", mix.pair_share = {pair_share:g}: expected "joint" (or "off") exactly '
                 "when the trainer learns pairs (mix.pair_share above 0)"
+            )
+        if self.mix.start_by_tokens and (self.mix.starvation_policy != "wait" or mode == "off"):
+            raise ValueError(
+                f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected 0, for nothing waits with "
+                f'mix.starvation_policy = "{self.mix.starvation_policy}" and synthesizer.mode = "{mode}"'
             )
         if (mode == "given") != bool(self.synthesizer.snapshot):
             raise ValueError(

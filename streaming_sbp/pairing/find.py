@@ -6,6 +6,7 @@
               with `pairing.pairs_per_document` only the most similar of all
 4. heldout    pairs of held-out groups only judge; without such groups whole neighbourhoods are held out. Pairs across
               the cut are dropped
+5. control    with `pairing.relation = "random"` each target is replaced by an unrelated one (pairing/control.py)
 
 Only documents of training and of held-out groups are looked at (`Dataset.pairable`).
 Pairs are ordered: (d1, d2) does not imply (d2, d1).
@@ -28,6 +29,7 @@ from streaming_sbp.data.dataset import Dataset, Split
 from streaming_sbp.data.documents import sampling_key
 from streaming_sbp.data.progress import IngestProgress, Progress
 from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.pairing.control import random_targets
 from streaming_sbp.pairing.copies import Shingles, find_copies
 from streaming_sbp.pairing.embed import make_embedder, stack
 from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
@@ -86,18 +88,18 @@ def find_pairs(
         embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock, model, Path(folder))
         without_vector = sum(1 for row in embeddings if not row.any())
         candidates, similarities = _search(embeddings, settings, clock, Path(folder))
-        del embeddings
-    copies = _copies(candidates, documents, settings, clock)
-    across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
-    related = _best(candidates.where(~copies & ~across_groups), settings.max_targets_per_seed)
-    related, threshold = _calibrated(related, settings, len(documents))
-    with clock.phase("heldout", len(related), "pairs"):
-        chosen = _cut(related, candidates.where(copies), documents, num_training, settings.heldout_share)
-    num_across = int((~copies & across_groups & (candidates.similarity > threshold)).sum())
-    inside = chosen.heldout | chosen.training
-    kept = related.where(inside)
-    origin = made_from(dataset, settings, seed)
-    table = PairTable(kept.seed, kept.target, kept.similarity, chosen.heldout[inside], origin)
+        copies = _copies(candidates, documents, settings, clock)
+        across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
+        related = _best(candidates.where(~copies & ~across_groups), settings.max_targets_per_seed)
+        related, threshold = _calibrated(related, settings, len(documents))
+        with clock.phase("heldout", len(related), "pairs"):
+            chosen = _cut(related, candidates.where(copies), documents, num_training, settings.heldout_share)
+        num_across = int((~copies & across_groups & (candidates.similarity > threshold)).sum())
+        inside = chosen.heldout | chosen.training
+        kept, heldout = related.where(inside), chosen.heldout[inside]
+        if settings.relation == "random":
+            kept, heldout = _control(kept, heldout, embeddings, threshold, seed)
+    table = PairTable(kept.seed, kept.target, kept.similarity, heldout, made_from(dataset, settings, seed))
     statistics = describe(table, len(documents), similarities, documents.ids) | {
         "threshold": threshold,
         "index": choose(settings.index, len(documents)),
@@ -105,6 +107,7 @@ def find_pairs(
         "num_candidates_above_threshold": len(candidates),
         "num_near_duplicates_removed": int(copies.sum()),
         "num_pairs_across_the_cut_dropped": num_across + int((~inside).sum()),
+        "num_without_unrelated_target_dropped": int(inside.sum()) - len(table),
         "no_heldout_pairs_because": _why_none(table, settings.heldout_share, len(documents) > num_training),
         "seconds": clock.seconds,
     }
@@ -202,6 +205,16 @@ def _cut(related: Candidates, copies: Candidates, documents: Split, num_training
         return cut_groups(related.seed, related.target, group, num_training)
     key = np.array([sampling_key(id, PURPOSE) for id in documents.ids], dtype=np.uint64)
     return cut(related.seed, related.target, group, key, share)
+
+
+def _control(
+    related: Candidates, heldout: np.ndarray, embeddings: np.ndarray, threshold: float, seed: int
+) -> tuple[Candidates, np.ndarray]:
+    """As many pairs with random targets, and which of them are held out; by seed, the most similar first."""
+    target, similarity = random_targets(related.seed, related.target, heldout, embeddings, threshold, seed)
+    found = np.lexsort((-similarity, related.seed))
+    found = found[target[found] >= 0]
+    return Candidates(related.seed, target, similarity).where(found), heldout[found]
 
 
 def _why_none(table: PairTable, share: float, by_groups: bool) -> str:

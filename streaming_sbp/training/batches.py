@@ -134,6 +134,11 @@ class BatchStream:
         """The first snapshot is there: synthetic documents are scheduled from the next document on."""
         self._start_asked = True
 
+    @property
+    def schedule_started(self) -> bool:
+        """Whether it has begun, or does with the next document."""
+        return self._start_asked or self.mixer.started_at is not None
+
     def next(self, decisions: Decisions | None = None) -> Batch | None:
         """The next batch; with ``decisions``, the one that was made with them. Raises CannotRepeat."""
         found = self.next_rows(decisions)
