@@ -226,7 +226,7 @@ class TrainerService(Service):
 
     def _must_start(self) -> bool:
         """Whether no further step is to be trained before there is a snapshot (mix.start_by_tokens)."""
-        start_by = self.config.mix.start_by_tokens
+        start_by = self.config.mix.start_by_tokens if self.config.synthesizer.mode != "off" else 0
         trained = self.trainer.trained.total_tokens
         return bool(start_by) and trained >= start_by and not self.trainer.batches.schedule_started
 

@@ -115,7 +115,7 @@ class Mix(Section):
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
     forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
     # starvation_policy = "wait": at so many trained tokens the trainer waits for the first snapshot, too, so that what
-    # is trained does not depend on how fast tuner and generators are here; 0: it never does
+    # is trained does not depend on how fast tuner and generators are here; 0, or without a synthesizer: it never does
     start_by_tokens: Annotated[int, Field(ge=0)] = 0  # a little above the first checkpoint that is tuned
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
     confidence: Literal["off", "mask", "weights"] = "off"  # synthetic tokens that the synthesizer only guessed
@@ -295,10 +295,10 @@ class Config(Section):
                 f'synthesizer.mode = "{mode}", mix.pair_share = {pair_share:g}: expected "joint" (or "off") exactly '
                 "when the trainer learns pairs (mix.pair_share above 0)"
             )
-        if self.mix.start_by_tokens and (self.mix.starvation_policy != "wait" or mode == "off"):
+        if self.mix.start_by_tokens and self.mix.starvation_policy != "wait":
             raise ValueError(
                 f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected 0, for nothing waits with "
-                f'mix.starvation_policy = "{self.mix.starvation_policy}" and synthesizer.mode = "{mode}"'
+                f'mix.starvation_policy = "{self.mix.starvation_policy}"'
             )
         if (mode == "given") != bool(self.synthesizer.snapshot):
             raise ValueError(
