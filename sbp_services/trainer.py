@@ -238,7 +238,7 @@ class TrainerService(Service):
         if now - self._waiting_since > limit:
             raise ConfigError(
                 f'waited {what} for {limit:.0f} s (mix.wait_timeout_s) with mix.starvation_policy = "wait"; start '
-                'tuner and generators, look whether the gate refuses (`sbp snapshots RUN`), or set the policy to '
+                "tuner and generators, look whether the gate refuses (`sbp snapshots RUN`), or set the policy to "
                 '"real_only"'
             )
         self.report("waiting", what, self._position(), **self._said())

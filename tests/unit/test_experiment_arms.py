@@ -1,0 +1,115 @@
+"""Arms are configurations: what they share, what they add, and what is refused before hours of work."""
+
+from pathlib import Path
+
+import pytest
+
+from streaming_sbp.config import ConfigError
+from streaming_sbp.experiment import arms
+
+OUT = Path("somewhere")
+
+
+@pytest.mark.parametrize("name", arms.names())
+def test_every_trial_of_every_shipped_experiment_is_a_configuration(name):
+    for scale in ("tiny", "small", "full"):
+        arms.load(name, scale).check(OUT)
+
+
+def test_arms_differ_only_where_they_say():
+    found = arms.load("concepts", "small")
+    trees = {arm: found.run_config(found.trials(arm, 0)[0], OUT, "given").model_dump() for arm in found.arms}
+    online, random = trees["online"], trees["random"]
+    differing = {
+        (section, key) for section in online for key in online[section] if online[section][key] != random[section][key]
+    }
+    assert differing == {("run", "dir"), ("pairing", "relation"), ("gate", "min_relatedness_ratio")}
+    assert trees["repetition"]["training"] | {"weight_decay": 0} == online["training"] | {"weight_decay": 0}
+
+
+def test_all_arms_of_a_seed_have_one_tokenizer_and_one_world():
+    found = arms.load("concepts", "full")
+    for seed in (0, 1):
+        data = {arm: found.data_tree(arm, seed, OUT) for arm in found.arms}
+        real = data["repetition"]["dataset"]
+        assert "tokenizer" not in data["repetition"]
+        assert data["oracle"]["tokenizer"] == f"{real}/tokenizer"
+        assert data["oracle"]["dataset"] != real
+        assert data["online"] == data["repetition"]
+        assert {d["concept_seed"] for d in data.values()} == {seed}
+    assert found.data_tree("online", 0, OUT)["dataset"] != found.data_tree("online", 1, OUT)["dataset"]
+
+
+def test_grid_and_folders():
+    found = arms.load("concepts", "small")
+    trials = found.trials("repetition", 2)
+    decays = [found.run_config(trial, OUT).training.weight_decay for trial in trials]
+    assert decays == found.arms["repetition"].grid["training.weight_decay"]
+    assert len({trial.folder for trial in trials}) == len(trials)
+    assert all(found.run_config(trial, OUT).run.seed == 2 for trial in trials)
+
+
+def test_seeds_arms_and_overrides_take_the_place_of_the_scale():
+    found = arms.load("concepts", "small", 5, ("stale",), ("training.total_tokens=123456",))
+    assert found.num_seeds == 5
+    assert set(found.arms) == {"repetition", "oracle", "stale"}
+    assert found.run_config(found.trials("stale", 0)[0], OUT).training.total_tokens == 123456
+
+
+def write(tmp_path, text):
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    return str(file)
+
+
+OWN = """
+title = "Own"
+baseline = "a"
+oracle = "b"
+main = "b"
+control = "a"
+[config.training]
+total_tokens = 1000
+[scales.small]
+seeds = 2
+arms = ["late"]
+[arms.a]
+title = "A"
+config.synthesizer.mode = "off"
+[arms.b]
+title = "B"
+[arms.late]
+title = "Late"
+snapshot_of = "b"
+"""
+
+
+def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
+    found = arms.load(write(tmp_path, OWN), "small")
+    assert list(found.arms) == ["a", "b", "late"]
+    settings = found.run_config(found.trials("late", 1)[0], OUT, "folder/of/snapshot").synthesizer
+    assert (settings.mode, settings.snapshot) == ("given", "folder/of/snapshot")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('oracle = "b"', 'oracle = "c"'), "oracle = 'c': expected one of a, b, late"),
+        (("[arms.b]\n", "[arms.b]\ntitel = 1\n"), "unknown titel"),
+        (('title = "B"', ""), "expected title"),
+        (('snapshot_of = "b"', 'snapshot_of = "x"'), "x"),
+        (("total_tokens = 1000", "total_tokens = -1"), "total_tokens"),
+        (('arms = ["late"]', 'arms = ["later"]'), "later"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, message):
+    assert change[0] in OWN
+    with pytest.raises(ConfigError, match=message):
+        arms.load(write(tmp_path, OWN.replace(*change)), "small").check(OUT)
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match="expected one of concepts"):
+        arms.load("concept")
+    with pytest.raises(ConfigError, match="scale 'big': expected one of tiny"):
+        arms.load("concepts", "big")

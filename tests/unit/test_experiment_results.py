@@ -1,0 +1,162 @@
+"""Shares of the oracle's gain, intervals and compute, against numbers worked out by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from streaming_sbp.experiment import arms, comparison, results
+from streaming_sbp.experiment.arms import Arm, Experiment, Trial
+from streaming_sbp.experiment.compute import Compute
+from streaming_sbp.experiment.results import Point, TrialResult
+from tests.unit.run_records import make_run
+
+EXPERIMENT = Experiment(
+    "own",
+    "Own",
+    "small",
+    2,
+    "base",
+    "oracle",
+    "sbp",
+    "random",
+    {n: Arm(n, n.title(), {}) for n in ("base", "oracle", "sbp", "random")},
+)
+
+
+def trial(arm, seed, losses, accuracies=None, compute_per_token=1.0, point=None):
+    accuracies = accuracies or [None] * len(losses)
+    curve = [
+        Point(1000 * k, 1000 * k * compute_per_token, float(k), loss, loss / 3, accuracy, None)
+        for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", {})
+
+
+def compared(*trials, experiment=EXPERIMENT):
+    return {arm.arm: arm for arm in results.compare(experiment, trials)}
+
+
+def test_share_of_the_gain_counts_from_the_best_step_of_the_baseline():
+    found = compared(
+        trial("base", 0, [3.0, 2.0, 2.5], [0.1, 0.5, 0.4]),
+        trial("oracle", 0, [3.0, 1.8, 1.0], [0.1, 0.6, 1.0]),
+        trial("sbp", 0, [3.0, 1.1, 1.2], [0.1, 0.95, 0.9]),
+    )
+    sbp = found["sbp"]
+    assert sbp.share_of_gain_loss.mean == pytest.approx(0.8)  # (2.0 - 1.2) / (2.0 - 1.0)
+    assert sbp.share_of_gain_loss_over_end.mean == pytest.approx(1.3 / 1.5)
+    assert sbp.share_of_gain_accuracy.mean == pytest.approx(0.8)  # (0.9 - 0.5) / (1.0 - 0.5)
+    assert found["base"].share_of_gain_loss.mean == pytest.approx(0.0)
+    assert found["oracle"].share_of_gain_loss.mean == pytest.approx(1.0)
+    assert sbp.share_of_gain_loss.low is None
+
+
+def test_equal_compute_counts_an_arm_before_it_has_spent_more():
+    found = compared(
+        trial("base", 0, [3.0, 2.0, 2.0]),
+        trial("oracle", 0, [3.0, 2.0, 1.0]),
+        trial("sbp", 0, [3.0, 1.5, 1.0], compute_per_token=1.5),
+    )
+    assert found["sbp"].share_of_gain_loss.mean == pytest.approx(1.0)
+    assert found["sbp"].share_at_equal_compute_loss.mean == pytest.approx(0.5)  # 1,000 tokens cost 1,500; 2,000 3,000
+
+
+def test_shares_are_paired_by_seed_and_have_an_interval():
+    found = compared(
+        *(trial("base", s, [9.0, 2.0 + s]) for s in (0, 1, 2)),
+        *(trial("oracle", s, [9.0, 1.0 + s]) for s in (0, 1, 2)),
+        *(trial("sbp", s, [9.0, 1.0 + s + share]) for s, share in ((0, 0.5), (1, 0.4), (2, 0.3))),
+    )
+    # shares 0.5, 0.6, 0.7: mean 0.6, deviation 0.1, t(0.975, 2) = 4.3027, so 4.3027 * 0.1 / sqrt(3) = 0.2484
+    share = found["sbp"].share_of_gain_loss
+    assert (share.mean, share.low, share.high) == pytest.approx((0.6, 0.3516, 0.8484), abs=1e-3)
+
+
+def test_the_point_of_a_grid_is_chosen_with_the_first_seed_alone():
+    tuned = replace(
+        EXPERIMENT, arms=EXPERIMENT.arms | {"base": Arm("base", "Base", {}, {"training.weight_decay": [0.1, 1.0]})}
+    )
+    low, high = {"training.weight_decay": 0.1}, {"training.weight_decay": 1.0}
+    trials = [
+        trial("base", 0, [3.0, 2.2], point=low),
+        trial("base", 0, [3.0, 2.0], point=high),
+        trial("base", 1, [3.0, 2.1], point=high),
+    ]
+    assert compared(*trials, experiment=tuned)["base"].point == high
+    assert compared(*trials, experiment=tuned)["base"].seeds == [0, 1]
+    assert "base" not in compared(trials[0], experiment=tuned)  # half a grid says nothing
+
+
+def test_an_oracle_that_gains_nothing_leaves_no_share():
+    found = compared(trial("base", 0, [3.0, 1.0]), trial("oracle", 0, [3.0, 1.0]), trial("sbp", 0, [3.0, 1.0]))
+    assert found["sbp"].share_of_gain_loss is None
+    assert "gains nothing" in comparison.sentences(EXPERIMENT, list(found.values()))[0]
+
+
+def test_data_efficiency_is_interpolated_in_the_logarithm():
+    names = {"base": 1.0, "twice": 2.0, "four": 4.0, "oracle": 16.0, "sbp": 1.0}
+    scaled = replace(EXPERIMENT, arms={n: Arm(n, n, {}, times_real_text=times) for n, times in names.items()})
+    losses = {"base": 2.0, "twice": 1.6, "four": 1.2, "oracle": 0.8, "sbp": 1.4}
+    found = compared(*(trial(arm, 0, [3.0, loss]) for arm, loss in losses.items()), experiment=scaled)
+    assert found["sbp"].data_efficiency.mean == pytest.approx(2 * 2**0.5)
+    assert found["twice"].data_efficiency.mean == pytest.approx(2.0)
+
+
+def test_one_line_and_page(tmp_path):
+    trials = [
+        trial("base", 0, [3.0, 2.0], [0.0, 0.5]),
+        trial("oracle", 0, [3.0, 1.0], [0.0, 1.0]),
+        trial("sbp", 0, [3.0, 1.2], [0.0, 0.95]),
+        trial("random", 0, [3.0, 1.9], [0.0, 0.55]),
+    ]
+    found = results.compare(EXPERIMENT, trials)
+    line = results.headline(EXPERIMENT, found)
+    assert line["share_of_oracle_gain_loss"] == pytest.approx(0.8)
+    assert line["share_of_oracle_gain_accuracy"] == pytest.approx(0.9)
+    assert line["random_pair_share"] == pytest.approx(0.1)
+    assert line["seeds"] == 1
+    json.dumps(results.as_json(EXPERIMENT, trials, found))
+    html = comparison.build(EXPERIMENT, trials, found, tmp_path).read_text()
+    assert "80 % of what oracle gains over base in held-out loss" in html
+    assert "The control, random: 10 %" in html
+    assert html.count("data:image/png") == 4
+    assert "<script" not in html
+
+
+def test_compute_counts_tuning_and_sampling_across_restarts(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run.records / "tuner.jsonl", "w") as file:
+        for time, tokens in ((10.0, 0), (20.0, 300), (30.0, 0), (40.0, 200)):  # two tunings
+            file.write(json.dumps({"time": time, "event": "tuning", "tuned_tokens": tokens}) + "\n")
+    with open(run.records / "generator-0.jsonl", "w") as file:
+        for time, tokens, prompts in ((10.0, 60, 30), (20.0, 120, 60), (30.0, 30, 0), (40.0, 60, 30)):  # killed at 25
+            event = {"time": time, "event": "throughput", "tokens": tokens, "prompt_tokens": prompts}
+            file.write(json.dumps(event) + "\n")
+    compute = Compute(run)
+    assert compute.tuned_tokens(5.0) == 0
+    assert compute.tuned_tokens(15.0) == 150
+    assert compute.tuned_tokens(50.0) == 500
+    assert compute.sampled_tokens(50.0) == 270
+    assert compute.total(1000, 50.0) == pytest.approx(1000 + 500 + 90)
+
+
+def test_a_trial_is_read_from_the_records_of_its_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run.records / "trainer.jsonl", "w") as file:
+        for time, tokens, loss in ((1.0, 0, 3.0), (11.0, 1000, 2.0)):
+            event = {"time": time, "event": "eval", "step": tokens // 100, "tokens": tokens, "heldout_loss": loss}
+            file.write(json.dumps(event | {"heldout_bits_per_byte": 1.0, "question_accuracy": 0.5}) + "\n")
+    found = results.read_trial(run, Trial("sbp", (), 0), "sbp run", given_tokens=70.0)
+    assert [(p.tokens, p.compute_tokens, p.seconds, p.heldout_loss) for p in found.curve] == [
+        (0, 70.0, 0.0, 3.0),
+        (1000, 1070.0, 10.0, 2.0),
+    ]
+    assert found.state != "done"
+    with pytest.raises(ValueError, match="no evaluation"):
+        results.read_trial(make_run(tmp_path / "empty"), Trial("sbp", (), 0), "sbp run")
+
+
+def test_names_of_trials():
+    assert str(Trial("base", (("training.weight_decay", 0.1),), 1)) == "base (training.weight_decay = 0.1), seed 1"
+    assert arms.names()
