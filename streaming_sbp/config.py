@@ -107,9 +107,11 @@ class ShareStep(Section):
 
 
 class Mix(Section):
-    schedule: Literal["constant", "ramp", "steps"] = "constant"  # from the first snapshot on
-    synthetic_share: Share = 0.3  # share of trained tokens; for a ramp, the share at its end
-    ramp_tokens: Annotated[int, Field(ge=0)] = 0  # length of the ramp, from the first snapshot
+    schedule: Literal["constant", "ramp", "steps", "epochs"] = "constant"  # from the first snapshot on
+    synthetic_share: Share = 0.3  # share of trained tokens; for "ramp" and "epochs", the share at the end
+    initial_share: Share = 0.0  # for "ramp" and "epochs", the share at the begin
+    ramp_tokens: Annotated[int, Field(ge=0)] = 0  # for "ramp", its length from the first snapshot
+    ramp_epochs: PositiveFloat = 16.0  # for "epochs": real text read so often has the share at the end
     steps: tuple[ShareStep, ...] = ()  # for schedule = "steps", ascending
     starvation_policy: Literal["real_only", "wait"] = "real_only"  # what to do when synthetic documents are late
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes

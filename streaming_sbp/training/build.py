@@ -33,7 +33,7 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: P
         sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)
     return BatchStream(
         sources,
-        Mixer(mix, {PAIRS: mix.pair_share} if mix.pair_share > 0 else None),
+        Mixer(mix, {PAIRS: mix.pair_share} if mix.pair_share > 0 else None, _epoch_tokens(dataset)),
         Packer(settings.packing, training.sequence_tokens),
         training.batch_sequences,
         training.sequence_tokens,
@@ -54,6 +54,12 @@ def build_trainer(
     model = build_model(settings.model, dataset.tokenizer(), settings.run.seed)
     batches = build_batches(settings, dataset, journal, pairs)
     return Trainer(model, batches, journal, settings.training, device, clock, world)
+
+
+def _epoch_tokens(dataset: Dataset) -> int:
+    """Of all training documents once, each with <bos> and <eos>."""
+    split = dataset.split("train")
+    return int(split.num_tokens.sum()) + 2 * len(split)
 
 
 def _pair_source(folder: Path, settings: Config, dataset: Dataset, tokenizer: Tokenizer) -> PairSource:

@@ -33,31 +33,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from streaming_sbp import config
+from streaming_sbp.training.schedule import Schedule
 
 REAL, SYNTHETIC, PAIRS = "real", "synthetic", "pairs"
-
-
-def scheduled_share(mix: config.Mix, tokens_since_start: int) -> float:
-    """The synthetic share that the schedule asks for, this many tokens after the first snapshot."""
-    if mix.schedule == "ramp" and tokens_since_start < mix.ramp_tokens:
-        return mix.synthetic_share * tokens_since_start / mix.ramp_tokens
-    if mix.schedule == "steps":
-        return next((step.share for step in reversed(mix.steps) if step.tokens <= tokens_since_start), 0.0)
-    return mix.synthetic_share
-
-
-def scheduled_tokens(mix: config.Mix, begin: float, end: float) -> float:
-    """The integral of `scheduled_share` from ``begin`` to ``end`` tokens after the first snapshot."""
-    if mix.schedule == "ramp" and begin < mix.ramp_tokens:
-        top = min(end, mix.ramp_tokens)
-        on_the_ramp = mix.synthetic_share * (top - begin) * (top + begin) / 2 / mix.ramp_tokens
-        return on_the_ramp + mix.synthetic_share * (end - top)
-    if mix.schedule == "steps":
-        bounds = [*(step.tokens for step in mix.steps), max(end, mix.steps[-1].tokens)]
-        return sum(
-            step.share * max(0.0, min(end, bounds[i + 1]) - max(begin, bounds[i])) for i, step in enumerate(mix.steps)
-        )
-    return mix.synthetic_share * (end - begin)
 
 
 @dataclass(frozen=True)
@@ -73,13 +51,17 @@ class Mixer:
     """Call ``choose``, then ``add`` with the length of the document that was taken.
 
     ``extra_shares``: further sources beside real and synthetic text, each with a constant share; real text gets what
-    is left. Only the synthetic source may be late. Raises ValueError when the shares exceed 1.
+    is left. ``epoch_tokens``: all real text once, for a schedule that follows the real epochs. Only the synthetic
+    source may be late. Raises ValueError when the shares exceed 1.
     """
 
-    def __init__(self, mix: config.Mix, extra_shares: Mapping[str, float] | None = None):
+    def __init__(
+        self, mix: config.Mix, extra_shares: Mapping[str, float] | None = None, epoch_tokens: float = math.inf
+    ):
         self._mix = mix
         self._extra_shares = dict(extra_shares or {})
         _check_shares(mix, self._extra_shares)
+        self._schedule = Schedule(mix, sum(self._extra_shares.values()), epoch_tokens)
         names = (REAL, SYNTHETIC, *self._extra_shares)
         self.mixed_tokens = dict.fromkeys(names, 0)
         self.deficit_tokens = dict.fromkeys(names, 0.0)
@@ -97,11 +79,12 @@ class Mixer:
         """The first snapshot is there: the schedule begins."""
         if self.started_at is None:
             self.started_at = dict(self.mixed_tokens)
+            self._schedule = self._schedule.starting_at(self.started_at[REAL])
 
     @property
     def current_share(self) -> float:
         """What the schedule asks for now; 0 before the first snapshot."""
-        return 0.0 if self.started_at is None else scheduled_share(self._mix, self.tokens_since_start)
+        return 0.0 if self.started_at is None else self._schedule.share(self.tokens_since_start)
 
     @property
     def scheduled_share(self) -> float:
@@ -189,6 +172,7 @@ class Mixer:
         self.debt_tokens = state["debt_tokens"]
         self.starved_documents = state["starved_documents"]
         self.started_at = dict(state["started_at"]) if state["started_at"] is not None else None
+        self._schedule = self._schedule.starting_at(self.started_at[REAL] if self.started_at else 0)
         before = sum(self.mixed_tokens.values()) if self.started_at is None else sum(self.started_at.values())
         self.tokens_since_start = sum(self.mixed_tokens.values()) - before
 
@@ -228,9 +212,7 @@ class Mixer:
 
     def _is_steady(self) -> bool:
         """Whether the shares stay as they are."""
-        constant = self._mix.schedule == "constant"
-        after_ramp = self._mix.schedule == "ramp" and self.tokens_since_start >= self._mix.ramp_tokens
-        return self.started_at is None or constant or after_ramp
+        return self.started_at is None or self._schedule.is_steady(self.tokens_since_start)
 
     def _tokens_ahead(self, name: str, num_tokens: float, repaying: bool) -> float:
         """What this source is scheduled in the next ``num_tokens`` tokens."""
@@ -245,7 +227,7 @@ class Mixer:
         if self.started_at is None:
             return 0.0
         begin = self.tokens_since_start
-        plain = scheduled_tokens(self._mix, begin, begin + num_tokens)
+        plain = self._schedule.tokens(begin, begin + num_tokens)
         if not repaying:
             return plain
         catch_up_share = min(self._mix.catch_up_share, 1.0 - sum(self._extra_shares.values()))
@@ -267,7 +249,7 @@ _BISECTIONS = 60
 def _check_shares(mix: config.Mix, extra_shares: Mapping[str, float]) -> None:
     if reserved := {REAL, SYNTHETIC} & set(extra_shares):
         raise ValueError(f"extra shares: got one for {sorted(reserved)}, whose shares are those of the schedule")
-    shares = [step.share for step in mix.steps] if mix.schedule == "steps" else [mix.synthetic_share]
+    shares = [step.share for step in mix.steps] if mix.schedule == "steps" else [mix.initial_share, mix.synthetic_share]
     total = max(shares, default=0.0) + sum(extra_shares.values())
     if min(extra_shares.values(), default=0.0) < 0 or total > 1.0 + 1e-9:
         raise ValueError(

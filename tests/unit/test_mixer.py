@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaming_sbp import config
-from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer, scheduled_share, scheduled_tokens
+from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
+from streaming_sbp.training.schedule import Schedule
 
 BOTH = {REAL: True, SYNTHETIC: True}
 NO_SYNTHETIC = {REAL: True, SYNTHETIC: False}
@@ -28,45 +29,52 @@ def run(mixer, lengths_by_source, has_document=BOTH):
 
 @st.composite
 def mixes(draw, max_sources=5, **settings):
-    """(configuration, extra shares) of 2, 3 or up to 5 sources and any schedule."""
+    """(configuration, extra shares, tokens of an epoch) of 2, 3 or up to 5 sources and any schedule."""
     num_sources = draw(st.sampled_from([n for n in (2, 3, 4, 5) if n <= max_sources]))
     weights = [draw(st.floats(0.01, 1)) for _ in range(num_sources)]
     shares = [weight / sum(weights) for weight in weights]
-    schedule = draw(st.sampled_from(["constant", "ramp", "steps"]))
+    schedule = draw(st.sampled_from(["constant", "ramp", "steps", "epochs"]))
     starts = [0, *sorted(draw(st.sets(st.integers(1, 100_000), max_size=3)))]
     mix = config.Mix(
         schedule=schedule,
         synthetic_share=shares[1],
+        initial_share=draw(st.floats(0, shares[1])),
         ramp_tokens=draw(st.integers(0, 200_000)),
+        ramp_epochs=draw(st.floats(0.1, 10)),
         steps=tuple(config.ShareStep(tokens=start, share=draw(st.floats(0, shares[1]))) for start in starts),
         **settings,
     )
-    return mix, {f"extra{i}": share for i, share in enumerate(shares[2:])}
+    return mix, {f"extra{i}": share for i, share in enumerate(shares[2:])}, draw(st.integers(1000, 200_000))
+
+
+def schedule_of(mix):
+    settings, extra_shares, epoch_tokens = mix
+    return Schedule(settings, sum(extra_shares.values()), epoch_tokens)
 
 
 def integral(mix, tokens):
-    """`scheduled_tokens` from the start on, by adding up the share of every single token."""
-    return sum(scheduled_share(mix, token + 0.5) for token in range(tokens))
+    """`Schedule.tokens` from the start on, by adding up the share of every single token."""
+    return sum(schedule_of(mix).share(token + 0.5) for token in range(tokens))
 
 
 @given(mix=mixes(), begin=st.integers(0, 3000), size=st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_scheduled_tokens_are_the_sum_of_the_shares(mix, begin, size):
-    expected = integral(mix[0], begin + size) - integral(mix[0], begin)
-    assert scheduled_tokens(mix[0], begin, begin + size) == pytest.approx(expected, abs=0.5)
+    expected = integral(mix, begin + size) - integral(mix, begin)
+    assert schedule_of(mix).tokens(begin, begin + size) == pytest.approx(expected, abs=0.5)
 
 
 @given(mix=mixes(), documents=st.lists(any_length, min_size=1, max_size=250))
 @settings(max_examples=300, deadline=None)
 def test_every_prefix_is_within_one_document_of_the_schedule_for_any_number_of_sources(mix, documents):
-    settings, extra_shares = mix
-    mixer = Mixer(settings, extra_shares)
+    _, extra_shares, _ = mix
+    mixer = Mixer(*mix)
     mixer.start()
     has_document = dict.fromkeys(mixer.mixed_tokens, True)
     for i, length in enumerate(documents):
         mixer.add(mixer.choose(has_document), length)
         total, bound = sum(documents[: i + 1]), max(documents[: i + 1]) + ROUNDING_TOKENS
-        synthetic = scheduled_tokens(settings, 0, total)
+        synthetic = schedule_of(mix).tokens(0, total)
         expected = {name: share * total for name, share in extra_shares.items()} | {SYNTHETIC: synthetic}
         expected[REAL] = total - sum(expected.values())
         for name, tokens in mixer.mixed_tokens.items():
@@ -120,8 +128,8 @@ def test_catching_up_takes_from_real_text_only():
 )
 @settings(max_examples=300, deadline=None)
 def test_books_balance_whenever_synthetic_documents_come_and_go(mix, documents):
-    settings, extra_shares = mix
-    mixer = Mixer(settings, extra_shares)
+    settings, _, _ = mix
+    mixer = Mixer(*mix)
     mixer.start()
     has_document = dict.fromkeys(mixer.mixed_tokens, True)
     for length, available in documents:
@@ -132,7 +140,7 @@ def test_books_balance_whenever_synthetic_documents_come_and_go(mix, documents):
         repaid_or_open = mixer.repaid_tokens + mixer.forgiven_tokens + mixer.debt_tokens
         assert mixer.owed_tokens == pytest.approx(repaid_or_open, abs=ROUNDING_TOKENS)
         accounted = mixer.mixed_tokens[SYNTHETIC] + mixer.debt_tokens + mixer.forgiven_tokens
-        scheduled = scheduled_tokens(settings, 0, mixer.tokens_since_start)
+        scheduled = schedule_of(mix).tokens(0, mixer.tokens_since_start)
         assert accounted + mixer.deficit_tokens[SYNTHETIC] == pytest.approx(scheduled, abs=ROUNDING_TOKENS)
         assert abs(sum(mixer.deficit_tokens.values())) <= ROUNDING_TOKENS
         # Stand-ins and repayment leave the bound alone, for up to three sources.
@@ -290,12 +298,41 @@ def test_state_round_trip_continues_identically():
 
 
 def test_schedules():
-    ramp = config.Mix(schedule="ramp", synthetic_share=0.5, ramp_tokens=1000)
-    assert [scheduled_share(ramp, tokens) for tokens in (0, 500, 1000, 5000)] == [0.0, 0.25, 0.5, 0.5]
-    assert math.isclose(scheduled_tokens(ramp, 0, 2000), 750)
-    steps = config.Mix(
-        schedule="steps",
-        steps=(config.ShareStep(tokens=0, share=0.1), config.ShareStep(tokens=100, share=0.6)),
+    ramp = Schedule(config.Mix(schedule="ramp", synthetic_share=0.5, ramp_tokens=1000))
+    assert [ramp.share(tokens) for tokens in (0, 500, 1000, 5000)] == [0.0, 0.25, 0.5, 0.5]
+    assert math.isclose(ramp.tokens(0, 2000), 750)
+    higher = Schedule(config.Mix(schedule="ramp", initial_share=0.1, synthetic_share=0.5, ramp_tokens=1000))
+    assert [higher.share(tokens) for tokens in (0, 500, 1000)] == [0.1, pytest.approx(0.3), 0.5]
+    assert math.isclose(higher.tokens(0, 2000), 800)
+    steps = Schedule(
+        config.Mix(
+            schedule="steps",
+            steps=(config.ShareStep(tokens=0, share=0.1), config.ShareStep(tokens=100, share=0.6)),
+        )
     )
-    assert [scheduled_share(steps, tokens) for tokens in (0, 99, 100, 1000)] == [0.1, 0.1, 0.6, 0.6]
-    assert math.isclose(scheduled_tokens(steps, 50, 150), 35)
+    assert [steps.share(tokens) for tokens in (0, 99, 100, 1000)] == [0.1, 0.1, 0.6, 0.6]
+    assert math.isclose(steps.tokens(50, 150), 35)
+
+
+@pytest.mark.parametrize("extra_shares", [{}, {"pairs": 0.2}])
+def test_the_share_follows_the_real_epochs(extra_shares):
+    """However long a document is, the share asked for is the one that belongs to the real epochs read by then."""
+    mix = config.Mix(schedule="epochs", initial_share=0.1, synthetic_share=0.7, ramp_epochs=4)
+    mixer, everything = Mixer(mix, extra_shares, epoch_tokens=50_000), BOTH | dict.fromkeys(extra_shares, True)
+    for _ in range(100):
+        mixer.add(mixer.choose(everything), 300)
+    assert mixer.current_share == 0
+    mixer.start()
+    seen = []
+    while mixer.mixed_tokens[REAL] < 300_000:
+        mixer.add(mixer.choose(everything), 300)
+        epochs = mixer.mixed_tokens[REAL] / 50_000
+        seen.append((epochs, mixer.current_share))
+        expected = 0.1 + (0.7 - 0.1) * min(epochs / 4, 1.0)
+        assert mixer.current_share == pytest.approx(expected, abs=0.002)
+    assert seen[0][1] < 0.2
+    assert seen[-1][1] == 0.7
+    again = Mixer(mix, extra_shares, epoch_tokens=50_000)
+    again.load_state_dict(mixer.state_dict())
+    assert again.scheduled_share == mixer.scheduled_share
+    assert again.choose(everything) == mixer.choose(everything)

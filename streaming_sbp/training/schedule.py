@@ -1,0 +1,97 @@
+"""Which share of the tokens is to be synthetic, as a function of the tokens since the first snapshot.
+
+constant   `mix.synthetic_share`
+ramp       linear from `mix.initial_share` to `mix.synthetic_share` over `mix.ramp_tokens`
+steps      `mix.steps`
+epochs     linear in the real epochs, from `mix.initial_share` at none to `mix.synthetic_share` at `mix.ramp_epochs`:
+           the more often real text has been repeated, the less of it. Real text is then read at the rate
+
+               dr/dt = 1 - extra - initial - slope * r,   slope = (synthetic - initial) / (ramp_epochs * epoch_tokens)
+
+           which has a closed solution, so this schedule, too, is known beforehand: a mix that keeps to it has read r(t)
+           real tokens. Real text that stands in for late synthetic documents is owed, and does not change it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from streaming_sbp import config
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``extra_share``: of further sources, constant. ``epoch_tokens``: real text once, for schedule "epochs"."""
+
+    mix: config.Mix
+    extra_share: float = 0.0
+    epoch_tokens: float = math.inf
+    real_tokens: float = 0.0  # mixed before the schedule began
+
+    def starting_at(self, real_tokens: float) -> Schedule:
+        return replace(self, real_tokens=real_tokens)
+
+    def share(self, tokens: float) -> float:
+        """Asked for ``tokens`` after the start."""
+        mix = self.mix
+        if mix.schedule == "ramp" and tokens < mix.ramp_tokens:
+            return mix.initial_share + (mix.synthetic_share - mix.initial_share) * tokens / mix.ramp_tokens
+        if mix.schedule == "steps":
+            return next((step.share for step in reversed(mix.steps) if step.tokens <= tokens), 0.0)
+        if mix.schedule == "epochs" and tokens < self._full_from:
+            return mix.initial_share + self._slope * self._real(tokens)
+        return mix.synthetic_share
+
+    def tokens(self, begin: float, end: float) -> float:
+        """The integral of `share` from ``begin`` to ``end`` tokens after the start."""
+        mix = self.mix
+        if mix.schedule == "ramp" and begin < mix.ramp_tokens:
+            top = min(end, mix.ramp_tokens)
+            middle = self.share((begin + top) / 2)
+            return middle * (top - begin) + mix.synthetic_share * (end - top)
+        if mix.schedule == "steps":
+            bounds = [*(step.tokens for step in mix.steps), max(end, mix.steps[-1].tokens)]
+            return sum(
+                step.share * max(0.0, min(end, bounds[i + 1]) - max(begin, bounds[i]))
+                for i, step in enumerate(mix.steps)
+            )
+        if mix.schedule == "epochs" and begin < self._full_from:
+            top = min(end, self._full_from)
+            read = self._real(top) - self._real(begin)
+            return (1.0 - self.extra_share) * (top - begin) - read + mix.synthetic_share * (end - top)
+        return mix.synthetic_share * (end - begin)
+
+    def is_steady(self, tokens: float) -> bool:
+        """Whether the share stays as it is from here on."""
+        mix = self.mix
+        if mix.schedule == "epochs":
+            return tokens >= self._full_from
+        return mix.schedule == "constant" or (mix.schedule == "ramp" and tokens >= mix.ramp_tokens)
+
+    @property
+    def _slope(self) -> float:
+        """Share per real token."""
+        return (self.mix.synthetic_share - self.mix.initial_share) / (self.mix.ramp_epochs * self.epoch_tokens)
+
+    def _real(self, tokens: float) -> float:
+        """r(t) of the module's docstring, before the share is full."""
+        rate = 1.0 - self.extra_share - self.mix.initial_share
+        if not self._slope:
+            return self.real_tokens + rate * tokens
+        limit = rate / self._slope
+        return limit + (self.real_tokens - limit) * math.exp(-self._slope * tokens)
+
+    @property
+    def _full_from(self) -> float:
+        """Tokens after the start at which real text has been read `mix.ramp_epochs` times; infinite if it never is."""
+        full = self.mix.ramp_epochs * self.epoch_tokens
+        if self.real_tokens >= full:
+            return 0.0
+        rate = 1.0 - self.extra_share - self.mix.initial_share
+        if not self._slope:
+            return (full - self.real_tokens) / rate if rate > 0 and math.isfinite(full) else math.inf
+        limit = rate / self._slope
+        if (limit - full) * (limit - self.real_tokens) <= 0:
+            return math.inf
+        return math.log((limit - self.real_tokens) / (limit - full)) / self._slope
