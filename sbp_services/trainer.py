@@ -35,7 +35,7 @@ from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.model import choose_device
 from streaming_sbp.training.questions import QuestionSet
 from streaming_sbp.training.report import TrainingReport
-from streaming_sbp.training.sources import RealSource
+from streaming_sbp.training.sources import RealSource, SyntheticSource
 from streaming_sbp.training.world import World
 
 RECORD_EVERY_S = 2.0
@@ -83,6 +83,9 @@ class TrainerService(Service):
         self.trainer = build_trainer(
             self.config, self.dataset, self.journal, self.run.pairs, self.device, self.clock, self.world
         )
+        synthetic = self.trainer.batches.sources[SYNTHETIC]
+        assert isinstance(synthetic, SyntheticSource)
+        self.synthetic = synthetic
         self.heldout = HeldoutSet(
             self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
         )
@@ -155,7 +158,7 @@ class TrainerService(Service):
             self.metrics,
             self._saved_sessions,
         )
-        self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_consumed(self.synthetic.cursor)
         self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self.receiver.start()
         self._look_for_snapshots()
@@ -172,7 +175,7 @@ class TrainerService(Service):
         if step is None:
             return self._wait("for synthetic documents")
         self._waiting_since = 0.0
-        self.receiver.set_consumed(self.trainer.batches.sources[SYNTHETIC].cursor)
+        self.receiver.set_consumed(self.synthetic.cursor)
         self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self._note(step)
         if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
@@ -354,10 +357,11 @@ class TrainerService(Service):
         if now - self._looked_for_snapshots < LOOK_FOR_SNAPSHOTS_EVERY_S:
             return
         self._looked_for_snapshots = now
-        current = self.snapshots.current()
+        pointer = self.snapshots.pointer()
+        self.synthetic.rejected = frozenset(pointer.bad) - {pointer.digest or ""}
+        current = self.snapshots.info(pointer.digest) if pointer.digest else None
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
-            pointer = self.snapshots.pointer()
             facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
             self.record("announced", **facts, by=pointer.by, reason=pointer.reason)
             self.trainer.batches.start_schedule()

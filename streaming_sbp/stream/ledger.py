@@ -72,9 +72,9 @@ def balance(
     sessions: Iterable[SessionLedger],
     trained: Mapping[str, int],
     buffered: Mapping[str, int],
-    damaged: Mapping[str, int],
+    dropped: Mapping[str, Mapping[str, int]],
 ) -> Ledger:
-    """``trained``, ``buffered`` and ``damaged`` (dropped on the training side) are documents by generator.
+    """``trained``, ``buffered`` are documents by generator, ``dropped`` (on the training side) by reason and generator.
 
     A document whose place in the journal is so damaged that nobody knows its generator stands under "unknown": the
     total balances, that generator's own line does not.
@@ -82,7 +82,9 @@ def balance(
     by_generator: dict[str, list[SessionLedger]] = {}
     for session in sessions:
         by_generator.setdefault(session.generator, []).append(session)
-    names = by_generator.keys() | trained.keys() | buffered.keys() | damaged.keys()
+    names = (
+        by_generator.keys() | trained.keys() | buffered.keys() | {name for found in dropped.values() for name in found}
+    )
     return Ledger(
         {
             name: _Account(
@@ -91,7 +93,8 @@ def balance(
                 buffered=buffered.get(name, 0),
                 in_flight=sum(s.in_flight for s in by_generator.get(name, ())),
                 dropped=sum(
-                    (Counter(s.dropped) for s in by_generator.get(name, ())), Counter(damaged=damaged.get(name, 0))
+                    (Counter(s.dropped) for s in by_generator.get(name, ())),
+                    Counter({reason: found.get(name, 0) for reason, found in dropped.items()}),
                 ),
             )
             for name in names

@@ -30,6 +30,7 @@ DROP_REASONS = (
     "stale",  # its snapshot is more than stream.max_staleness_tokens behind
     "lost_with_generator",  # sent, but its generator died before it arrived
     "damaged",  # accepted, and damaged on disk before it was trained
+    "rolled_back",  # accepted, and its snapshot was rolled back from, or quarantined, before its turn came
 )
 # Why a generator does not send a sampled document.
 FILTER_REASONS = ("unfinished", "too_short", "repetitive", "copied", "duplicate")

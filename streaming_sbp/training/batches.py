@@ -6,16 +6,16 @@
 4. ``batch_sequences`` sequences become one global batch.
 
 ``state_dict()`` holds cursors, the mixer and the bins (references, not tokens); taken between two batches, it is
-exactly the frontier of what has been trained. Two things no seed decides: when the schedule began, and whether a
-synthetic document was there when the mixer asked. Both are noted with each batch (`Decisions`); a stream that is given
-them makes the same batches again: that is how a trainer resumes after a crash, replays a run, and how further ranks
-follow the first.
+exactly the frontier of what has been trained. Three things no seed decides: when the schedule began, whether a
+synthetic document was there when the mixer asked, and which were passed over because their snapshot had been rolled
+back. They are noted with each batch (`Decisions`); a stream that is given them makes the same batches again: that is
+how a trainer resumes after a crash, replays a run, and how further ranks follow the first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from streaming_sbp.training.packing import Bin, Packer, Piece
 from streaming_sbp.training.sources import Source
 
 IGNORED = -100  # label of a token that is not a target
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,27 @@ class Decisions:
     """What happened while the documents of one batch were taken. Documents are numbered from the run's first.
 
     ``started_at``: the schedule began before this document. ``availability``: from this document on, whether synthetic
-    documents were there; changes only.
+    documents were there; changes only. ``passed_over``: before this document, those of the synthetic ones that stand
+    before this position in the journal, and had not been taken, were passed over.
     """
 
     started_at: int | None = None
     availability: tuple[tuple[int, bool], ...] = ()
+    passed_over: tuple[tuple[int, int], ...] = ()
 
     def state(self) -> dict[str, Any]:
         """JSON-able; see `of`."""
-        return {"started_at": self.started_at, "availability": [list(change) for change in self.availability]}
+        state: dict[str, Any] = {"started_at": self.started_at, "availability": [list(c) for c in self.availability]}
+        return state | ({"passed_over": [list(jump) for jump in self.passed_over]} if self.passed_over else {})
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Decisions:
-        return cls(state["started_at"], tuple((int(k), bool(there)) for k, there in state["availability"]))
+        availability = tuple((int(k), bool(there)) for k, there in state["availability"])
+        return cls(state["started_at"], availability, _pairs(state.get("passed_over", ())))
+
+
+def _pairs(values: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(k), int(position)) for k, position in values)
 
 
 class CannotRepeat(RuntimeError):
@@ -127,6 +135,7 @@ class BatchStream:
         self._num_documents = 0
         self._available = False  # what was last noted
         self._noted: list[tuple[int, bool]] = []  # since the last batch
+        self._noted_jumps: dict[int, int] = {}  # document -> position, since the last batch
         self._noted_start: int | None = None
         self._start_asked = False
 
@@ -152,11 +161,12 @@ class BatchStream:
         script = dict(decisions.availability) if decisions else None
         while len(self.packer.closed) < self._batch_sequences:
             self._start_if_due(decisions)
+            self._pass_over(decisions)
             if not self._take_document(script):
                 return None
         rows = [self.packer.closed.popleft() for _ in range(self._batch_sequences)]
-        noted = Decisions(self._noted_start, tuple(self._noted))
-        self._noted, self._noted_start = [], None
+        noted = Decisions(self._noted_start, tuple(self._noted), tuple(self._noted_jumps.items()))
+        self._noted, self._noted_start, self._noted_jumps = [], None, {}
         return rows, noted
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,6 +179,7 @@ class BatchStream:
             "available": self._available,
             "noted": [list(change) for change in self._noted],
             "noted_start": self._noted_start,
+            "noted_jumps": list(self._noted_jumps.items()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -184,6 +195,7 @@ class BatchStream:
         self.packer.load_state_dict(state["packer"])
         self._num_documents, self._available = state["num_documents"], state["available"]
         self._noted, self._noted_start = [(k, there) for k, there in state["noted"]], state["noted_start"]
+        self._noted_jumps = dict(_pairs(state["noted_jumps"]))
 
     def oldest_needed(self, source: str) -> int:
         """The first document of ``source`` that is still to be trained: unread, or waiting in the packer."""
@@ -203,6 +215,21 @@ class BatchStream:
         if due and self.mixer.started_at is None:
             self.mixer.start()
             self._noted_start = self._num_documents
+
+    def _pass_over(self, decisions: Decisions | None) -> None:
+        """Synthetic documents whose snapshot was rolled back: now, or as it was then."""
+        source = self.sources[SYNTHETIC]
+        if decisions is None:
+            passed = source.pass_over_rejected()
+        else:
+            position = dict(decisions.passed_over).get(self._num_documents, source.cursor)
+            passed = position > source.cursor
+            if passed and not source.pass_over_to(position):
+                raise CannotRepeat(
+                    f"synthetic documents before {position} were passed over, and are not in the journal"
+                )
+        if passed:
+            self._noted_jumps[self._num_documents] = source.cursor
 
     def _take_document(self, script: Mapping[int, bool] | None) -> bool:
         available = self._is_available(script)

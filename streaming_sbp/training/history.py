@@ -3,7 +3,8 @@
 With it a trainer that crashed trains the steps since its checkpoint again exactly as before, instead of living them
 anew; `sbp train --replay` repeats a whole run; `sbp trace` names the documents of a step.
 
-A line: ``{"step", "digest" of the batch, "loss" by source, "started_at", "availability"}``; see `batches.Decisions`.
+A line: ``{"step", "digest" of the batch, "loss" by source, "started_at", "availability", perhaps "passed_over"}``; see
+`batches.Decisions`.
 """
 
 from __future__ import annotations

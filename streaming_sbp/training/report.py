@@ -141,7 +141,7 @@ class TrainingReport:
         self._sessions = sessions
         synthetic = self._trainer.batches.sources[SYNTHETIC]
         assert isinstance(synthetic, SyntheticSource)
-        self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered, synthetic.damaged)
+        self._ledger = balance(sessions, self._trainer.trained.by_generator, buffered, synthetic.dropped)
 
     def _queue_depth(self) -> int:
         return len(self._journal) - self._trainer.batches.sources[SYNTHETIC].cursor

@@ -18,6 +18,8 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
 
+DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.metrics.DROP_REASONS
+
 
 class Source(Protocol):
     cursor: int  # position of the next document
@@ -31,6 +33,14 @@ class Source(Protocol):
 
     def look_again(self) -> bool:
         """`has_document`, after a look at what another process has added."""
+        ...
+
+    def pass_over_rejected(self) -> bool:
+        """Pass over documents that must not be trained, up to one that may be; whether there were any."""
+        ...
+
+    def pass_over_to(self, position: int) -> bool:
+        """Pass over the documents before ``position``; False when they are not there."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -67,6 +77,12 @@ class Reshuffled:
 
     def look_again(self) -> bool:
         return True
+
+    def pass_over_rejected(self) -> bool:
+        return False
+
+    def pass_over_to(self, position: int) -> bool:
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self.cursor}
@@ -137,13 +153,16 @@ class PairSource(Reshuffled):
 class SyntheticSource:
     """The journal's documents, each once, in the order in which they were accepted.
 
+    Attributes: ``dropped``, documents passed over, by reason and generator; ``rejected``, the snapshots whose documents
+    `pass_over_rejected` passes over; not in the state, for what was passed over is noted (batches.py).
     ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely.
     """
 
     def __init__(self, journal: Journal, bos_id: int, eos_id: int, mix: config.Mix):
         self._journal, self._bos_id, self._eos_id, self._mix = journal, bos_id, eos_id, mix
         self.cursor = 0
-        self.damaged: Counter[str] = Counter()  # documents passed over, by generator
+        self.dropped: dict[str, Counter[str]] = {DAMAGED: Counter(), ROLLED_BACK: Counter()}
+        self.rejected: frozenset[str] = frozenset()
         self._intact = -1  # a position known to be intact
 
     @property
@@ -156,9 +175,30 @@ class SyntheticSource:
             if self.cursor == self._intact or self._journal.is_intact(self.cursor):
                 self._intact = self.cursor
                 return True
-            self.damaged[self._journal.generator_of(self.cursor)] += 1
-            self.cursor += 1
+            self._drop(DAMAGED)
         return False
+
+    def pass_over_rejected(self) -> bool:
+        """Whether the next document is another one now."""
+        before = self.cursor
+        while self.rejected and self.has_document() and self._snapshot() in self.rejected:
+            self._drop(ROLLED_BACK)
+        return self.cursor > before
+
+    def pass_over_to(self, position: int) -> bool:
+        """As it was before: drop all before ``position``; False when the journal does not reach so far."""
+        if position > max(len(self._journal), self._journal.look_again()):
+            return False
+        while self.cursor < position:
+            self._drop(ROLLED_BACK if self._journal.is_intact(self.cursor) else DAMAGED)
+        return True
+
+    def _snapshot(self) -> str:
+        return self._journal.entry(self.cursor).header.snapshot
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason][self._journal.generator_of(self.cursor)] += 1
+        self.cursor += 1
 
     def look_again(self) -> bool:
         """Whether there is a document now, after a look at what another process has appended."""
@@ -166,10 +206,11 @@ class SyntheticSource:
         return self.has_document()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "damaged": dict(self.damaged)}
+        return {"cursor": self.cursor, "dropped": {reason: dict(found) for reason, found in self.dropped.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.cursor, self.damaged, self._intact = state["cursor"], Counter(state["damaged"]), -1
+        self.cursor, self._intact = state["cursor"], -1
+        self.dropped = {reason: Counter(found) for reason, found in state["dropped"].items()}
 
     def num_tokens(self, position: int) -> int:
         return self._journal.entry(position).header.num_tokens + 2

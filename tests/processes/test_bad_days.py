@@ -27,7 +27,9 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
 from streaming_sbp.stream.protocol import StreamRefused
 from streaming_sbp.stream.sender import Sender
+from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.telemetry.status import collect, is_alive
+from streaming_sbp.training.model import build_model
 from tests.checks import runs
 from tests.checks.chaos import trained_synthetic
 
@@ -173,6 +175,71 @@ def test_a_run_lives_through_full_disks_stopped_processes_damage_and_jumping_clo
     assert ledger["dropped_by_reason"].get("damaged", 0) > 0
     exits = [r["exit_code"] for r in run.read_records("supervisor") if r["event"] == "role_died"]
     assert set(exits) == {-signal.SIGKILL}  # nobody died of all this but those that were killed
+
+
+def test_a_bad_snapshot_forced_through_is_rolled_back_and_its_documents_are_dropped(folder: Path) -> None:
+    extra = [
+        'gate.on_drift="rollback"',
+        "gate.trial_documents=48",
+        "mix.synthetic_share=0.06",  # less than the generator writes: documents wait
+        "stream.capacity_documents=96",
+    ]
+    run = runs.make_run(folder, "run", *extra)
+    process = runs.spawn(folder / "run.log", "-m", "sbp_services", "run", "--config", str(run.path / "config.toml"))
+    runs.wait_for("synthetic documents are trained", lambda: trained_synthetic(run) > 1000, process)
+    tuner = run.read_roles()["tuner"]["pid"]
+    os.kill(tuner, signal.SIGSTOP)  # it would publish a better one
+    store = SnapshotStore(run.snapshots)
+    good = store.current()
+    assert good is not None
+    bad = publish_random_weights(run, store, good.measures, folder / "random")
+
+    def drifts() -> list[dict[str, Any]]:
+        return [r for r in run.read_records("trainer") if r["event"] == "drift" and r["snapshot"] == bad]
+
+    runs.wait_for("the bad snapshot is rolled back", drifts, process)
+    assert metric(run, "trainer", "sbp_snapshot_rollbacks_total") == 1
+    assert (drifts()[0]["action"], store.current(), store.pointer().bad) == ("rolled_back", good, (bad,))
+
+    # the trainer dies while its documents are dropped
+    def dropped() -> int:
+        return (collect(run)["ledger"]["dropped_by_reason"] or {}).get("rolled_back", 0)
+
+    runs.wait_for("documents of the bad snapshot are dropped", dropped, process)
+    trainer = run.read_roles()["trainer"]["pid"]
+    os.kill(trainer, signal.SIGKILL)
+    runs.wait_for("the trainer is back", restarted(run, "trainer", trainer), process)
+    runs.wait_for("the generator serves the good one", lambda: served(run) == good.digest, process)
+    written = len(Journal(run.journal))
+
+    def all_are_settled() -> bool:
+        return len(Journal(run.journal)) - collect(run)["ledger"]["buffered"] > written
+
+    runs.wait_for("documents written after that are trained", all_are_settled, process)
+    os.kill(tuner, signal.SIGCONT)
+    runs.end(process, signal.SIGTERM)
+    assert process.returncode == 0, (folder / "run.log").read_text()[-2000:]
+    ledger, snapshots = collect(run)["ledger"], collect(run)["snapshots"]
+    assert (ledger["imbalance"], ledger["in_flight"]) == (0, 0)
+    of_the_bad = sum(entry.header.snapshot == bad for entry in Journal(run.journal).entries())
+    assert ledger["dropped_by_reason"] == {"rolled_back": of_the_bad - snapshots["trained_from"].get(bad, 0)}
+    assert not [r for r in run.read_records("trainer") if r["event"] == "history_changed"]
+    replayed = sbp("train", "--replay", str(run.path), timeout_s=200)
+    assert json.loads(replayed.stdout.splitlines()[-1])["replay_equal"], replayed.stdout
+
+
+def publish_random_weights(run: RunDir, store: SnapshotStore, measures: dict[str, float], folder: Path) -> str:
+    """As if the gate had measured something else."""
+    settings = run.config()
+    tokenizer = Dataset.open(settings.data.dataset).tokenizer()
+    build_model(settings.model, tokenizer, seed=9).save_pretrained(folder)
+    tokenizer.save(folder)
+    facts = {"parent_checkpoint": "step-00000001", "parent_tokens": 1, "num_pairs": 1}
+    return store.publish(folder, measures=measures, **facts).digest
+
+
+def served(run: RunDir) -> str:
+    return [r["digest"] for r in run.read_records("generator-0") if r["event"] == "swap"][-1]
 
 
 def test_a_journal_with_a_cap_is_pruned_and_the_run_goes_on_after_a_kill(folder: Path) -> None:

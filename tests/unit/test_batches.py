@@ -13,11 +13,16 @@ from streaming_sbp.training.packing import Packer
 SEQUENCE_TOKENS = 64
 
 
+def snapshot_of(position):
+    return "abc"[position // 5 % 3]
+
+
 class ListSource:
     """Documents in memory: position p is always the same sequence of tokens; ``limit`` of them exist."""
 
     def __init__(self, seed, limit):
         self._seed, self.limit, self.cursor = seed, limit, 0
+        self.rejected = set()
 
     def has_document(self):
         return self.cursor < self.limit
@@ -30,6 +35,16 @@ class ListSource:
 
     def look_again(self):
         return self.has_document()
+
+    def pass_over_rejected(self):
+        before = self.cursor
+        while self.has_document() and snapshot_of(self.cursor) in self.rejected:
+            self.cursor += 1
+        return self.cursor > before
+
+    def pass_over_to(self, position):
+        self.cursor = position
+        return position <= self.limit
 
     @property
     def epochs(self):
@@ -153,6 +168,56 @@ def test_given_its_decisions_a_stream_makes_the_same_batches_whatever_is_there_w
     assert repeat.mixer.state_dict() == live.mixer.state_dict()
     oblivious = stream(start=False)
     assert any(oblivious.next().digest() != batch.digest() for batch in batches[:100])
+
+
+def test_documents_of_rejected_snapshots_are_passed_over_and_the_same_ones_again():
+    """Snapshots are rejected, and pinned again, at any time; the repeat has all documents from the first moment."""
+    rng = np.random.default_rng(5)
+    live = stream(synthetic_limit=0)
+    batches, trained_while_rejected = [], []
+    for _ in range(300):
+        synthetic = live.sources[SYNTHETIC]
+        synthetic.limit += int(rng.integers(0, 5)) if rng.random() < 0.7 else 0
+        if rng.random() < 0.1:
+            synthetic.rejected = set(rng.choice(list("abc"), rng.integers(0, 3), replace=False).tolist())
+        before = {piece.position for piece in live.packer.pieces()} | set(range(synthetic.cursor))
+        batches.append(live.next())
+        taken = {p.position for row in batches[-1].rows for p in row if p.source == SYNTHETIC} - before
+        trained_while_rejected += [position for position in taken if snapshot_of(position) in synthetic.rejected]
+    assert not trained_while_rejected
+    jumps = [jump for batch in batches for jump in batch.decisions.passed_over]
+    assert len(jumps) > 20
+    assert live.sources[SYNTHETIC].cursor > 300
+    repeat = stream(start=False)
+    for number, batch in enumerate(batches):
+        again = repeat.next(Decisions.of(json.loads(json.dumps(batch.decisions.state()))))
+        assert again.digest() == batch.digest()
+        assert again.decisions == batch.decisions
+        if number % 50 == 0:
+            state = json.loads(json.dumps(repeat.state_dict()))
+            repeat = stream(start=False)
+            repeat.load_state_dict(state)
+    first = next(number for number, batch in enumerate(batches) if batch.decisions.passed_over)
+    short = stream(synthetic_limit=jumps[0][1] - 1, start=False)
+    for batch in batches[:first]:
+        short.next(batch.decisions)
+    with pytest.raises(CannotRepeat):
+        short.next(batches[first].decisions)
+
+
+def test_what_was_passed_over_while_there_is_no_batch_is_noted_with_the_next():
+    batches = stream(synthetic_limit=0, share=0.9, policy="wait")
+    synthetic = batches.sources[SYNTHETIC]
+    while batches.next() is not None:
+        pass
+    synthetic.rejected = {"a", "b"}
+    for synthetic.limit in (3, 8):
+        assert batches.next() is None
+    state = json.loads(json.dumps(batches.state_dict()))
+    batches = stream(synthetic_limit=10**9, share=0.9, policy="wait")
+    batches.load_state_dict(state)
+    ((_, position),) = batches.next().decisions.passed_over
+    assert position == 8
 
 
 def test_decisions_that_need_documents_that_are_gone_are_refused():

@@ -12,8 +12,10 @@ from streaming_sbp.training.history import PastStep, StepLog, read_steps
 
 def write(log: StepLog, count: int, first: int = 1) -> None:
     for step in range(first, first + count):
-        started = 7 if step == 2 else None
-        log.append(f"digest-{step}", {"real": 1.0 / step, "synthetic": None}, Decisions(started, ((step, True),)))
+        started, jumps = (7, ((3, 12),)) if step == 2 else (None, ())
+        log.append(
+            f"digest-{step}", {"real": 1.0 / step, "synthetic": None}, Decisions(started, ((step, True),), jumps)
+        )
 
 
 def test_what_is_appended_is_read_back_exactly(tmp_path):
@@ -21,7 +23,7 @@ def test_what_is_appended_is_read_back_exactly(tmp_path):
     write(StepLog(path, 0), 5)
     found = list(read_steps(path))
     assert [past.step for past in found] == [1, 2, 3, 4, 5]
-    assert found[1] == PastStep(2, "digest-2", {"real": 0.5, "synthetic": None}, Decisions(7, ((2, True),)))
+    assert found[1] == PastStep(2, "digest-2", {"real": 0.5, "synthetic": None}, Decisions(7, ((2, True),), ((3, 12),)))
     assert found[2].loss["real"] == 1.0 / 3
     assert [past.step for past in read_steps(path, after=3)] == [4, 5]
 
@@ -141,6 +143,32 @@ def test_a_replay_that_was_cut_short_is_not_equal():
     assert not comparison.equal
 
 
+def test_documents_of_a_rejected_snapshot_are_passed_over_and_counted_by_their_generator(tmp_path):
+    from msgspec.structs import replace
+
+    from streaming_sbp import config
+    from streaming_sbp.stream.journal import Journal
+    from streaming_sbp.training.sources import SyntheticSource
+    from tests.unit.test_stream_journal import document
+
+    writer = Journal(tmp_path, writable=True)
+    for seq, snapshot in enumerate("abbabb"):
+        made = document(seq, 20, f"generator-{seq % 2}")
+        writer.append([replace(made, header=replace(made.header, snapshot=snapshot * 32))])
+    source = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    source.rejected = frozenset({"b" * 32})
+    taken = []
+    while source.pass_over_rejected() or source.has_document():
+        if source.has_document():
+            taken.append(source.cursor)
+            source.cursor += 1
+    assert taken == [0, 3]
+    assert source.dropped == {"damaged": {}, "rolled_back": {"generator-0": 2, "generator-1": 2}}
+    again = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    again.load_state_dict(json.loads(json.dumps(source.state_dict())))
+    assert (again.cursor, again.dropped) == (6, source.dropped)
+
+
 def test_damaged_documents_are_passed_over_and_counted(tmp_path):
     from streaming_sbp import config
     from streaming_sbp.stream.journal import Journal
@@ -162,5 +190,11 @@ def test_damaged_documents_are_passed_over_and_counted(tmp_path):
         taken.append(source.cursor)
         source.cursor += 1
     assert taken == [0, 3]
-    assert source.damaged == {"unknown": 1, "generator-0": 1}
-    assert SyntheticSource(Journal(tmp_path), 1, 2, config.Mix()).state_dict() == {"cursor": 0, "damaged": {}}
+    assert source.dropped["damaged"] == {"unknown": 1, "generator-0": 1}
+    empty = {"damaged": {}, "rolled_back": {}}
+    assert SyntheticSource(Journal(tmp_path), 1, 2, config.Mix()).state_dict() == {"cursor": 0, "dropped": empty}
+    repeated = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    assert repeated.pass_over_to(4)
+    assert repeated.dropped["damaged"] == {"unknown": 1, "generator-0": 1}
+    assert repeated.dropped["rolled_back"] == {"generator-0": 2}
+    assert not repeated.pass_over_to(5)

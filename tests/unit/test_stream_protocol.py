@@ -684,7 +684,7 @@ def test_documents_whose_record_is_destroyed_are_dropped_and_the_ledger_balances
     exchange(after, generator, 1.0)
     send(generator, 1.0)
     exchange(after, generator, 1.0)
-    ledger = balance(after.ledgers(), {"generator-0": 6}, {}, {"unknown": 3})
+    ledger = balance(after.ledgers(), {"generator-0": 6}, {}, {"damaged": {"unknown": 3}})
     assert [account["imbalance"] for account in ledger.by_generator().values()] == [0, 0]
     assert ledger.terms()["in_flight"] == 0
     assert ledger.dropped_by_reason() == {"damaged": 6}  # known to both, and counted twice
