@@ -109,6 +109,7 @@ def test_the_rules_hold_for_any_table(num_documents, num_pairs, seed_number, thr
     rng = np.random.default_rng(seed_number)
     vectors = rng.normal(size=(num_documents, 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[rng.random(num_documents) < 0.3] = 0.0  # nothing is known of them: as similar to itself as to others
     seed = np.sort(rng.integers(num_documents, size=num_pairs))
     target, heldout = rng.integers(num_documents, size=num_pairs), rng.random(num_pairs) < 0.3
     drawn, similarity = random_targets(seed, target, heldout, vectors, threshold, seed_number)
