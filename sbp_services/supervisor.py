@@ -9,7 +9,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from sbp_services.service import Service
@@ -173,4 +175,6 @@ def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes],
     )
     nicer = max(nice, os.getpriority(os.PRIO_PROCESS, 0))  # lowering it would need a privilege
     os.setpriority(os.PRIO_PROCESS, process.pid, nicer)
+    with suppress(OSError):  # where Linux groups by session, niceness counts within a group only, and this is the group's
+        Path(f"/proc/{process.pid}/autogroup").write_text(str(nicer))
     return process
