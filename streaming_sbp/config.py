@@ -42,6 +42,8 @@ class Data(Section):
     min_characters: Annotated[int, Field(ge=1)] = 1  # shorter documents are left out, counted as `too_short`
     max_characters: Annotated[int, Field(ge=0)] = 0  # longer documents are left out, counted as `too_long`; 0: no limit
     max_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, by digest of the text
+    # Of training documents only, so that a part and the whole are judged by the same held-out documents:
+    max_train_documents: Annotated[int, Field(ge=0)] = 0  # 0: all. Otherwise an even sample, too
     heldout_share: Share = 0.02  # cut by digest before anything else sees the text
     # Sources that know what a document is about (`concepts`) hold out whole groups, too, in a split of their own:
     heldout_groups_share: Share = 0.1  # of groups; no one trains on them, and their pairs judge the synthesizer

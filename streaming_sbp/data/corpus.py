@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ class Corpus:
         self._spools = {split: Spool(folder / f"{split}.arrow") for split in ALL_SPLITS}
         self._seen: set[bytes] = set()
         self._keys = {split: array("Q") for split in ALL_SPLITS}  # what the even sample is drawn by
-        self._sampled_below: int | None = None
+        self._sampled_below: dict[str, int] = {}  # by split, where it is sampled
         num_read = sum(1 for _ in map(self._take, sources.read(reading)))
         for spool in self._spools.values():
             spool.close()
@@ -51,7 +51,8 @@ class Corpus:
     def batches(self, split: str) -> Iterator[Batch]:
         """The documents of a split, in the order in which they were read."""
         for batch in self._spools[split].batches():
-            yield batch if self._sampled_below is None else _below(batch, self._sampled_below)
+            below = self._sampled_below.get(split)
+            yield batch if below is None else _below(batch, below)
 
     def delete(self) -> None:
         for spool in self._spools.values():
@@ -83,15 +84,19 @@ class Corpus:
         self._keys[split].append(sampling_key(id, "sample"))
 
     def _sample(self) -> None:
-        """Keep the ``max_documents`` with the smallest keys: those of the same text in any order of the input."""
-        limit = self._data.max_documents
-        keys = {split: np.array(keys, dtype=np.uint64) for split, keys in self._keys.items()}
+        """Keep the documents with the smallest keys: those of the same text in any order of the input."""
+        self._keep_smallest(self._data.max_documents, ALL_SPLITS)
+        self._keep_smallest(self._data.max_train_documents, ("train",))
+
+    def _keep_smallest(self, limit: int, splits: Sequence[str]) -> None:
+        keys = {split: np.array(self._keys[split], dtype=np.uint64) for split in splits}
         together = np.concatenate(list(keys.values()))
         if not 0 < limit < len(together):
             return
         below = np.partition(together, limit)[limit]
-        self._sampled_below = int(below)
-        self._keys = {split: array("Q", values[values < below].tolist()) for split, values in keys.items()}
+        for split, values in keys.items():
+            self._sampled_below[split] = int(below)
+            self._keys[split] = array("Q", values[values < below].tolist())
         self._reading.leave_out("not_sampled", len(together) - limit)
 
     def _check_left(self, num_read: int) -> None:

@@ -179,6 +179,18 @@ def test_an_even_sample_is_exact_and_does_not_depend_on_the_order(tmp_path, text
     assert ids[0]["train"] <= set(Dataset.open(more.path).split("train").ids)
 
 
+def test_a_sample_of_training_documents_leaves_the_heldout_ones_alone(tmp_path, texts):
+    whole = ingest(settings(tmp_path, texts, name="whole"))
+    part = ingest(
+        settings(tmp_path, texts, name="part", max_train_documents=100, tokenizer=str(whole.path / "tokenizer"))
+    )
+    of_whole, of_part = Dataset.open(whole.path), Dataset.open(part.path)
+    assert of_part.split("heldout").ids == of_whole.split("heldout").ids
+    assert len(of_part.split("train")) == 100
+    assert set(of_part.split("train").ids) < set(of_whole.split("train").ids)
+    assert part.manifest.skipped == {"not_sampled": len(of_whole.split("train")) - 100}
+
+
 def test_shares_by_digest_are_even_and_independent():
     ids = [document_id(str(i)) for i in range(20000)]
     heldout = {id for id in ids if in_share(id, 0.1, "heldout")}

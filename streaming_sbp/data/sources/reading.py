@@ -33,7 +33,7 @@ LEFT_OUT = (
     "too_short",
     "too_long",
     "duplicate",
-    "not_sampled",  # beyond data.max_documents
+    "not_sampled",  # beyond data.max_documents or data.max_train_documents
 )
 _BUFFER_BYTES = 2**18
 
