@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sbp_services.service import Service, log
-from streaming_sbp.config import ConfigError
+from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.pairing.find import made_from
@@ -32,7 +32,7 @@ from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
 from streaming_sbp.synthesizer.truth import Truth
-from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, tune
+from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, next_tuning, tune
 from streaming_sbp.telemetry.metrics import GATE_MEASURES
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
@@ -153,17 +153,21 @@ class TunerService(Service):
         self._begin(model, folder.name, 0)
         return ""
 
+    @property
+    def _next(self) -> Config:
+        return next_tuning(self.config, self._published)
+
     def _begin(self, model: PreTrainedModel, parent: str, parent_tokens: int) -> None:
         assert self.pairs is not None
         base = self._continue(model) if self.config.synthesizer.start == "continue" else None
-        steps = tune(model, self.pairs, self.pair_loss, self.config, self.tokenizer.pad_id, self.device)
+        steps = tune(model, self.pairs, self.pair_loss, self._next, self.tokenizer.pad_id, self.device)
         self.candidate = Candidate(parent, parent_tokens, model, steps, time.monotonic(), base=base)
 
     def _over_budget(self) -> str:
         """Why another tuning would exceed `synthesizer.max_compute_share`, or ""."""
         limit = self.config.synthesizer.max_compute_share
         allowed = limit * self._trained_tokens
-        needed = self._tuned_tokens + budget(self.config.synthesizer)
+        needed = self._tuned_tokens + budget(self._next.synthesizer)
         if not limit or needed <= allowed:
             return ""
         return f"for more trained tokens: {needed:,} tuned ones would exceed synthesizer.max_compute_share = {limit:g}"
@@ -275,7 +279,7 @@ class TunerService(Service):
         self.report(
             "running",
             f"tuning {candidate.parent}: held-out pair loss {progress.best_pair_loss:.3f}",
-            (progress.tuned_tokens, max(budget(self.config.synthesizer), 1), "tokens"),
+            (progress.tuned_tokens, max(budget(self._next.synthesizer), 1), "tokens"),
             **self._known(),
         )
 

@@ -162,6 +162,7 @@ class Synthesizer(Section):
     max_seed_tokens: Positive = 192  # a longer seed document is cut to its beginning
     max_target_tokens: Positive = 192  # a longer target document is cut, and then has no <eos>
     tuning_tokens: Positive = 400_000  # budget of one tuning, tokens that pass through the model
+    refresh_tokens: Annotated[int, Field(ge=0)] = 0  # the same after the first published one; 0: as tuning_tokens
     batch_tokens: Positive = 4096  # per optimizer step
     learning_rate: PositiveFloat = 1e-3  # peak of a tuning; it decays to zero over the budget
     warmup_steps: Annotated[int, Field(ge=0)] = 10  # optimizer steps

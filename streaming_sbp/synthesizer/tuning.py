@@ -40,6 +40,15 @@ class TuningProgress:
     best_step: int
 
 
+def next_tuning(settings: Config, num_published: int) -> Config:
+    """The configuration of the next tuning: after the first published snapshot `synthesizer.refresh_tokens` counts."""
+    synthesizer = settings.synthesizer
+    if not num_published or not synthesizer.refresh_tokens:
+        return settings
+    refreshed = synthesizer.model_copy(update={"tuning_tokens": synthesizer.refresh_tokens})
+    return settings.model_copy(update={"synthesizer": refreshed})
+
+
 def budget(settings: config.Synthesizer) -> int:
     """Tokens of one tuning that pass through the model in training."""
     return {"tuned": settings.tuning_tokens, "joint": settings.polish_tokens}.get(settings.mode, 0)
