@@ -21,7 +21,7 @@ from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.synthesizer.watch import Finding, SyntheticWatch
-from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.telemetry.catalogue import PHASES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
@@ -139,7 +139,9 @@ class TrainerService(Service):
             self.snapshots,
             lambda: Reference.load(self.run.reference, digest, corpus),
         )
-        self.watch.recall(self.run.read_records(self.name), self.trainer.trained.total_tokens)
+        records, tokens = self.run.read_records(self.name), self.trainer.trained.total_tokens
+        self.watch.recall(records, tokens)
+        self._training_report.recall(records, tokens)
         manifest = self.dataset.manifest
         self.receiver = Receiver(
             self.config,
@@ -244,6 +246,8 @@ class TrainerService(Service):
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
         self._act_on(self.watch.look())
+        parent_tokens = self.newest_snapshot.parent_tokens if self.newest_snapshot else 0
+        self.metrics.set("sbp_snapshot_age_tokens", self.trainer.trained.total_tokens - parent_tokens)
         for measure, value in self.watch.measures.items():
             self.metrics.set("sbp_synthetic_measure", value, measure=measure)
         window = self._training_report.close_window(*self.receiver.sessions())
@@ -325,6 +329,8 @@ class TrainerService(Service):
             return
         self.metrics.inc("sbp_checkpoints_total")
         self.metrics.observe("sbp_checkpoint_blocked_seconds", result.blocked_s)
+        self.metrics.observe("sbp_checkpoint_seconds", result.seconds)
+        self.metrics.set("sbp_checkpoint_timestamp_seconds", time.time())
         self.metrics.set("sbp_checkpoint_tokens", result.tokens)
         self.record("checkpoint", **_described(result))
         point_to(self.run.path / "model", result.path / "model")
@@ -339,6 +345,7 @@ class TrainerService(Service):
         current = self.snapshots.current()
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
+            self.metrics.set("sbp_snapshot_version", current.version)
             pointer = self.snapshots.pointer()
             facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
             self.record("announced", **facts, by=pointer.by, reason=pointer.reason)

@@ -103,6 +103,7 @@ class TunerService(Service):
         self._tuned_tokens: int = sum(r["tuned_tokens"] for r in judged)
         self._newest = self.store.current()
         self._trained_tokens = max(self._handled_tokens, 0)
+        self._set_newest()
 
     def _start(self) -> str:
         """Begin with the newest checkpoint; returns "" or what there is to wait for."""
@@ -353,10 +354,17 @@ class TunerService(Service):
         if trial.verdict.published:
             self._published += 1
             self.metrics.inc("sbp_snapshots_published_total")
-            self.metrics.set("sbp_snapshot_parent_tokens", candidate.checkpoint.tokens)
+            self._set_newest()
         else:
             self._quarantined += 1
             self.metrics.inc("sbp_snapshots_quarantined_total")
+            for measure in trial.verdict.measures:
+                self.metrics.inc("sbp_gate_reasons_total", measure=measure)
+
+    def _set_newest(self) -> None:
+        if self._newest:
+            self.metrics.set("sbp_snapshot_parent_tokens", self._newest.parent_tokens)
+            self.metrics.set("sbp_snapshot_version", self._newest.version)
 
     def _known(self) -> dict[str, Any]:
         return {
