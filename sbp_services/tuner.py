@@ -151,6 +151,8 @@ class TunerService(Service):
         table = PairTable.load_made_from(self.run.pairs, self._wanted_pairs)
         if table is None:
             return "for the pair table"
+        self.metrics.set("sbp_pairs", len(table))
+        self.metrics.set("sbp_paired_documents", len(table.paired_documents()))
         heldout = np.flatnonzero(table.heldout)
         self.pairs = training_pairs(table, self.documents, self.prompter)
         if not len(self.pairs) or not len(heldout):

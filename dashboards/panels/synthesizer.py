@@ -112,9 +112,9 @@ BOARD = Board(
                 ),
                 graph(
                     "Pairs",
-                    "In the table, and documents with at least one. The pairer ends when it has found them.",
-                    ("max(last_over_time(sbp_pairs{R}[$__range]))", "pairs"),
-                    ("max(last_over_time(sbp_paired_documents{R}[$__range]))", "documents"),
+                    "In the table, and documents with at least one, as the tuner reads it (the pairer ends soon).",
+                    ("max(sbp_pairs{R})", "pairs"),
+                    ("max(sbp_paired_documents{R})", "documents"),
                     minimum=0,
                 ),
             ),

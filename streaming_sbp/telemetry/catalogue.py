@@ -656,12 +656,12 @@ SYNTHESIZER: tuple[Metric, ...] = (
         _GENERATOR,
         "synthesizer/Tokens behind the snapshots",
     ),
-    _gauge("sbp_pairs", "pairs", "Pairs in the table", ("pairer",), "synthesizer/Pairs"),
+    _gauge("sbp_pairs", "pairs", "Pairs in the table", ("pairer", "tuner"), "synthesizer/Pairs"),
     _gauge(
         "sbp_paired_documents",
         "documents",
         "Documents with at least one pair",
-        ("pairer",),
+        ("pairer", "tuner"),
         "synthesizer/Pairs",
     ),
 )
