@@ -140,7 +140,7 @@ ALERTS: tuple[Alert, ...] = (
         {'sbp_role_restarts_total{run="r",kind="tuner"}': "0x10 1+1x20"},
         {'sbp_role_restarts_total{run="r",kind="tuner"}': "0x10 1x20"},
         labels={"kind": "tuner"},
-        quick=(("> 3", "> 1"),),
+        quick=(("> 3", "> 0"),),
     ),
     Alert(
         "SbpRoleSilent",
@@ -435,6 +435,7 @@ ALERTS: tuple[Alert, ...] = (
             'sbp_checkpoint_interval_tokens{run="r"}': "400x40",
             'sbp_snapshots_quarantined_total{run="r"}': "0+1x40",
         },
+        quick=(("> 5 *", "> 1.5 *"),),
     ),
     Alert(
         "SbpGateFailing",
@@ -455,7 +456,7 @@ ALERTS: tuple[Alert, ...] = (
         ),
         {'sbp_snapshots_quarantined_total{run="r"}': "0+1x40", 'sbp_snapshots_published_total{run="r"}': "0x40"},
         {'sbp_snapshots_quarantined_total{run="r"}': "0+1x40", 'sbp_snapshots_published_total{run="r"}': "0x20 1x20"},
-        quick=(("> 2", "> 1"),),
+        quick=(("> 2", "> 0"),),
     ),
     Alert(
         "SbpGeneratorBehind",
