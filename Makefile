@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint smoke chaos soak resume-check synth-check clean
+.PHONY: setup demo test lint smoke chaos soak resume-check synth-check dashboards check-dashboards clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,14 @@ resume-check: setup
 SWAPS ?= 50
 synth-check: setup
 	$(BIN)/python -u -m tests.checks.synth $(SWAPS) $(VLLM_PYTHON)
+
+# Grafana dashboards, rules and the two documents that are made from dashboards/ and the catalogue of metrics.
+dashboards: setup
+	$(BIN)/python -m dashboards
+
+# A short real run watched by a real Prometheus (Debian: apt-get install prometheus). Ends in one JSON line.
+check-dashboards: setup
+	$(BIN)/python -u -m tests.checks.dashboards
 
 lint: setup
 	$(BIN)/ruff check --no-cache .

@@ -36,7 +36,8 @@ from streaming_sbp.stream.messages import Alive, DocumentHeader, Hello, Leaving,
 from streaming_sbp.stream.protocol import StreamRefused
 from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.stream.sender import Sender
-from streaming_sbp.telemetry.metrics import HANDSHAKE_FAILURE_REASONS, REFUSAL_REASONS, Metrics
+from streaming_sbp.telemetry.catalogue import HANDSHAKE_FAILURE_REASONS, REFUSAL_REASONS
+from streaming_sbp.telemetry.metrics import Metrics
 
 VOCABULARY = 5000
 STREAM = {"capacity_documents": 512, "max_document_tokens": 512}

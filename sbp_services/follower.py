@@ -6,7 +6,7 @@ from sbp_services.service import Service
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.telemetry.catalogue import PHASES
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore
 from streaming_sbp.training.loop import PhaseClock

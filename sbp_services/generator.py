@@ -162,6 +162,7 @@ class GeneratorService(Service):
         self.metrics.inc("sbp_snapshot_swaps_total")
         self.metrics.observe("sbp_snapshot_swap_seconds", ended - started)
         self.metrics.set("sbp_snapshot_serving_parent_tokens", info.parent_tokens)
+        self.metrics.set("sbp_snapshot_version", info.version)
         self.record(
             "swap",
             digest=digest,
@@ -191,7 +192,9 @@ class GeneratorService(Service):
                 for i, document in ended:
                     unfinished.discard(positions[i])
                     self._take(positions[i], document, snapshot)
-                self.busy_s, started = self.busy_s + time.monotonic() - started, time.monotonic()
+                took, started = time.monotonic() - started, time.monotonic()
+                self.busy_s += took
+                self.metrics.inc("sbp_generator_busy_seconds_total", took)
                 self._serve_stream(snapshot)
                 if self.stopping:
                     return

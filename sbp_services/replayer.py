@@ -16,7 +16,7 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.telemetry.catalogue import PHASES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.history import PastStep, read_steps

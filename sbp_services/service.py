@@ -21,6 +21,7 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.files import write_json
 from streaming_sbp.rundir import RunDir, lock_role
 from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.telemetry import targets
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
 
@@ -116,6 +117,7 @@ class Service:
 
     def _run(self) -> int:
         self._write_status()
+        self._announce()
         try:
             self.startup()
             while not self.stopping and self.tick():
@@ -124,6 +126,7 @@ class Service:
             self.report("stopping", self._detail)
             self.shutdown()
             self.report("done" if done else "stopped", self._detail)
+            targets.withdraw(self.run, self.name)
             return 0
         except ConfigError as error:
             self.report("failed", str(error))
@@ -165,6 +168,12 @@ class Service:
             write_json(self.run.roles / f"{self.name}.json", status, durable=False)
         except OSError as error:  # a full disk: work goes on, unseen until there is room
             log.warning("the status of %s cannot be written: %s", self.name, error)
+
+    def _announce(self) -> None:
+        try:
+            targets.announce(self.run, self.role, self.name, self.config.telemetry.host, self.health.port)
+        except OSError as error:
+            log.warning("Prometheus is not told of %s: %s", self.name, error)
 
     def _healthy(self) -> str:
         return "" if self._state != "failed" else self._detail

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from sbp_services.service import Service
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry import targets
 
 BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configuration: a restart would not help
 
@@ -33,6 +36,7 @@ class Role:
     done: bool = False  # ended with status 0: nothing to restart
     deaths: deque[float] = field(default_factory=deque)  # monotonic times, within the restart window
     start_at: float = 0.0
+    started: float = 0.0  # Unix time
 
     @property
     def alive(self) -> bool:
@@ -59,6 +63,7 @@ class Supervisor(Service):
         for stale in self.run.roles.glob("*.json"):
             if stale.stem != self.name:
                 stale.unlink()  # of the last time: nobody must connect to its ports
+        targets.forget_dead(self.run)
         for role in self.roles:
             self._start(role)
         self.report("running", f"{len(self.roles)} roles")
@@ -67,6 +72,7 @@ class Supervisor(Service):
         for role in self.roles:
             self._look_after(role)
         self._count_up()
+        self._look_at_the_machine()
         self.report("running", f"{sum(role.alive for role in self.roles)} of {len(self.roles)} processes run")
         self._show(self.run)
         self.sleep(0.5)
@@ -76,6 +82,7 @@ class Supervisor(Service):
         """Generators first, so that the trainer can still acknowledge; the trainer last, with its checkpoint."""
         for kinds in (("generator",), ("tuner", "pairer"), ("trainer",)):
             self._stop([role for role in self.roles if role.kind in kinds])
+        targets.forget_dead(self.run)
         self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
         self._show(self.run)
 
@@ -90,6 +97,7 @@ class Supervisor(Service):
         nice = 0 if role.kind == "trainer" else self._settings.background_nice
         with open(self.run.logs / f"{role.name}.log", "ab") as log_file:
             role.process = _spawn(command, environment, log_file, nice)
+        role.started = time.time()
         self.record("role_started", name=role.name, pid=role.process.pid)
 
     def _look_after(self, role: Role) -> None:
@@ -99,7 +107,7 @@ class Supervisor(Service):
             self._note_end(role, role.process.returncode)
         elif time.monotonic() >= role.start_at:
             self._start(role)
-            self.metrics.inc("sbp_role_restarts_total", role=role.kind)
+            self.metrics.inc("sbp_role_restarts_total", kind=role.kind)
 
     def _note_end(self, role: Role, exit_code: int) -> None:
         pid = role.process.pid if role.process else 0
@@ -148,7 +156,25 @@ class Supervisor(Service):
 
     def _count_up(self) -> None:
         for kind in {role.kind for role in self.roles}:
-            self.metrics.set("sbp_role_up", sum(role.alive for role in self.roles if role.kind == kind), role=kind)
+            alike = [role for role in self.roles if role.kind == kind]
+            self.metrics.set("sbp_role_up", sum(role.alive for role in alike), kind=kind)
+            self.metrics.set("sbp_role_wanted", sum(not role.done for role in alike), kind=kind)
+            silent_s = max((self._silent_s(role) for role in alike if role.alive), default=0.0)
+            self.metrics.set("sbp_role_silent_seconds", silent_s, kind=kind)
+
+    def _silent_s(self, role: Role) -> float:
+        """How long ago its process started, or last rewrote its status."""
+        try:
+            written = (self.run.roles / f"{role.name}.json").stat().st_mtime
+        except FileNotFoundError:
+            written = 0.0
+        return max(0.0, time.time() - max(written, role.started))
+
+    def _look_at_the_machine(self) -> None:
+        memory = psutil.virtual_memory()
+        self.metrics.set("sbp_disk_free_bytes", psutil.disk_usage(str(self.run.path)).free)
+        self.metrics.set("sbp_memory_available_bytes", memory.available)
+        self.metrics.set("sbp_memory_total_bytes", memory.total)
 
 
 def _others(settings: config.Config) -> list[Role]:

@@ -24,7 +24,7 @@ from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.synthesizer.truth import Truth
 from streaming_sbp.synthesizer.watch import Finding, SyntheticWatch
-from streaming_sbp.telemetry.metrics import PHASES, SENT_MEASURES
+from streaming_sbp.telemetry.catalogue import PHASES, SENT_MEASURES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
@@ -147,7 +147,9 @@ class TrainerService(Service):
             self.snapshots,
             lambda: Reference.load(self.run.reference, digest, corpus, Truth.of_dataset(self.dataset)),
         )
-        self.watch.recall(self.run.read_records(self.name), self.trainer.trained.total_tokens)
+        records, tokens = self.run.read_records(self.name), self.trainer.trained.total_tokens
+        self.watch.recall(records, tokens)
+        self._training_report.recall(records, tokens)
         manifest = self.dataset.manifest
         self.receiver = Receiver(
             self.config,
@@ -261,6 +263,8 @@ class TrainerService(Service):
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
         self._act_on(self.watch.look())
+        parent_tokens = self.newest_snapshot.parent_tokens if self.newest_snapshot else 0
+        self.metrics.set("sbp_snapshot_age_tokens", self.trainer.trained.total_tokens - parent_tokens)
         for measure in SENT_MEASURES if self.watch.measures else ():
             value = self.watch.measures.get(measure, math.nan)
             self.metrics.set("sbp_synthetic_measure", value, measure=measure)
@@ -346,6 +350,8 @@ class TrainerService(Service):
             return
         self.metrics.inc("sbp_checkpoints_total")
         self.metrics.observe("sbp_checkpoint_blocked_seconds", result.blocked_s)
+        self.metrics.observe("sbp_checkpoint_seconds", result.seconds)
+        self.metrics.set("sbp_checkpoint_timestamp_seconds", time.time())
         self.metrics.set("sbp_checkpoint_tokens", result.tokens)
         self.record("checkpoint", **_described(result))
         point_to(self.run.path / "model", result.path / "model")
@@ -362,6 +368,7 @@ class TrainerService(Service):
         current = self.snapshots.info(pointer.digest) if pointer.digest else None
         if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
             self.newest_snapshot = current
+            self.metrics.set("sbp_snapshot_version", current.version)
             facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
             self.record("announced", **facts, by=pointer.by, reason=pointer.reason)
             self.trainer.batches.start_schedule()

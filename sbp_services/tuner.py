@@ -33,7 +33,7 @@ from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
 from streaming_sbp.synthesizer.truth import Truth
 from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, next_tuning, tune
-from streaming_sbp.telemetry.metrics import GATE_MEASURES
+from streaming_sbp.telemetry.catalogue import GATE_MEASURES
 from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint, verify_checkpoint
 from streaming_sbp.training.model import choose_device
 
@@ -108,6 +108,7 @@ class TunerService(Service):
         self._tuned_tokens: int = sum(r["tuned_tokens"] for r in judged)
         self._newest = self.store.current()
         self._trained_tokens = max(self._handled_tokens, 0)
+        self._set_newest()
 
     def _start(self) -> str:
         """Begin with the newest checkpoint; returns "" or what there is to wait for."""
@@ -188,6 +189,8 @@ class TunerService(Service):
         table = PairTable.load_made_from(self.run.pairs, self._wanted_pairs)
         if table is None:
             return "for the pair table"
+        self.metrics.set("sbp_pairs", len(table))
+        self.metrics.set("sbp_paired_documents", len(table.paired_documents()))
         heldout = np.flatnonzero(table.heldout)
         self.pairs = training_pairs(table, self.documents, self.prompter)
         if not len(self.pairs) or not len(heldout):
@@ -391,10 +394,17 @@ class TunerService(Service):
         if trial.verdict.published:
             self._published += 1
             self.metrics.inc("sbp_snapshots_published_total")
-            self.metrics.set("sbp_snapshot_parent_tokens", candidate.parent_tokens)
+            self._set_newest()
         else:
             self._quarantined += 1
             self.metrics.inc("sbp_snapshots_quarantined_total")
+            for measure in trial.verdict.measures:
+                self.metrics.inc("sbp_gate_reasons_total", measure=measure)
+
+    def _set_newest(self) -> None:
+        if self._newest:
+            self.metrics.set("sbp_snapshot_parent_tokens", self._newest.parent_tokens)
+            self.metrics.set("sbp_snapshot_version", self._newest.version)
 
     def _known(self) -> dict[str, Any]:
         return {

@@ -243,6 +243,8 @@ class Journal(Section):
 class Telemetry(Section):
     host: str = "127.0.0.1"  # where /metrics, /healthz and /readyz listen
     status_every_s: PositiveFloat = 1.0  # how often a role rewrites RUN/roles/ROLE.json
+    # of the trainer's hardware, one rank, FLOP/s: its data sheet's figure for the precision, for the utilisation
+    peak_flops: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # 0: not known, no utilisation is shown
 
 
 class Supervisor(Section):

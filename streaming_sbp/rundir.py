@@ -13,6 +13,7 @@ RUN/steps.jsonl         every step: decisions, digest of its batch, losses    (t
 RUN/records/ROLE.jsonl  what happened, one JSON object a line                 (each role)
 RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
 RUN/logs/ROLE.log       its output                                            (supervisor)
+RUN/prometheus/ROLE.json where Prometheus finds its metrics                   (each role)
 RUN/report/             index.html and PNGs                                   (sbp report)
 """
 
@@ -33,7 +34,7 @@ from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.files import AppendLog, read_json, write_atomically, write_json
 from streaming_sbp.telemetry.records import Record, read_records
 
-FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs")
+FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs", "prometheus")
 
 
 class RunDir:
@@ -59,6 +60,7 @@ class RunDir:
         self.records = self.path / "records"
         self.roles = self.path / "roles"
         self.logs = self.path / "logs"
+        self.prometheus = self.path / "prometheus"
         self.steps = self.path / "steps.jsonl"
 
     @classmethod

@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Drop(NamedTuple):
     generator: str
     session: str
     seq: int
-    reason: str  # telemetry.metrics.DROP_REASONS
+    reason: str  # telemetry.catalogue.DROP_REASONS
 
 
 class Written(NamedTuple):
@@ -69,7 +69,8 @@ class Journal:
     """``len`` is the number of positions; safe to read from one thread while another appends.
 
     ``writable``: this process is the one that appends; what a crash left half-written is removed.
-    ``num_bytes`` is the size of the shards when the journal was opened, and what this process has appended.
+    ``num_bytes`` is the size of the shards when the journal was opened, and what this process has appended;
+    ``fsync_seconds`` the time that it has waited for the disk.
     """
 
     def __init__(self, folder: str | Path, *, writable: bool = False):
@@ -79,6 +80,7 @@ class Journal:
         self._names: list[ShardName] = []
         self._writable = writable
         self.num_bytes = 0
+        self.fsync_seconds = 0.0
         if writable:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.glob(".*.tmp"):
@@ -182,8 +184,7 @@ class Journal:
             return
         with open(self._folder / DROPPED_NAME, "ab") as file:
             file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            self._sync(file)
 
     def prune(self, before: int) -> None:
         """Remove the shards that hold only positions before this one, never the last. Not beside `write`."""
@@ -224,13 +225,20 @@ class Journal:
             with open(temporary, "wb") as file:
                 for content in contents:
                     file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                self._sync(file)
             os.replace(temporary, self._folder / str(name))
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+        started = time.monotonic()
         fsync_directory(self._folder)
+        self.fsync_seconds += time.monotonic() - started
+
+    def _sync(self, file: BinaryIO) -> None:
+        started = time.monotonic()
+        file.flush()
+        os.fsync(file.fileno())
+        self.fsync_seconds += time.monotonic() - started
 
     # --- finding ---
 

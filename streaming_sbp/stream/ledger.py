@@ -56,7 +56,7 @@ class Ledger:
         self._accounts = accounts
 
     def terms(self) -> dict[str, int]:
-        """See `telemetry.metrics.LEDGER_TERMS`."""
+        """See `telemetry.catalogue.LEDGER_TERMS`."""
         return {
             name: sum(account.terms()[name] for account in self._accounts.values()) for name in _NO_DOCUMENTS.terms()
         }

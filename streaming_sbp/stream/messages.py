@@ -137,7 +137,7 @@ class Progress(_Message, frozen=True):
 
 
 class Refused(_Message, frozen=True):
-    """The handshake failed; see `telemetry.metrics.REFUSAL_REASONS`."""
+    """The handshake failed; see `telemetry.catalogue.REFUSAL_REASONS`."""
 
     reason: Text
     detail: str

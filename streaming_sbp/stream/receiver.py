@@ -22,7 +22,8 @@ from streaming_sbp.stream.ledger import SessionLedger
 from streaming_sbp.stream.messages import Announcement, max_frame_bytes
 from streaming_sbp.stream.protocol import ReceiverProtocol
 from streaming_sbp.stream.shards import AcceptedDocument
-from streaming_sbp.telemetry.metrics import REFUSAL_REASONS, Metrics, Totals
+from streaming_sbp.telemetry.catalogue import REFUSAL_REASONS
+from streaming_sbp.telemetry.metrics import Metrics, Totals
 
 POLL_MS = 50  # longest wait for a message: commands of the trainer are seen within it
 WRITING_POLL_MS = 1  # while a group is being written: it is acknowledged as soon as it is on disk
@@ -293,6 +294,7 @@ class Receiver:
             self._count("sbp_stream_refusals_total", self._protocol.refusals[reason], reason=reason)
         self._metrics.set("sbp_stream_peers", self._protocol.num_peers)
         self._metrics.set("sbp_journal_bytes", self._journal.num_bytes)
+        self._count("sbp_journal_fsync_seconds_total", self._journal.fsync_seconds)
         self._metrics.set("sbp_journal_paused", self._protocol.paused)
         self._metrics.set("sbp_stream_credit_documents", self._protocol.granted)
 

@@ -1,4 +1,4 @@
-"""Which sampled documents are not sent, and why: the closed list `telemetry.metrics.FILTER_REASONS`."""
+"""Which sampled documents are not sent, and why: the closed list `telemetry.catalogue.FILTER_REASONS`."""
 
 from __future__ import annotations
 

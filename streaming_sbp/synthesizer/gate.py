@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streaming_sbp import config
-from streaming_sbp.telemetry.metrics import TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import GATE_REASONS, TRUTH_MEASURES
 
+FAILED = "failed"
 BOUNDS = {  # measure -> setting with its largest value
     "repetitive_share": "max_repetitive_share",
     "copied_share": "max_copied_share",
@@ -39,6 +40,12 @@ class Verdict:
     @property
     def published(self) -> bool:
         return not self.reasons
+
+    @property
+    def measures(self) -> list[str]:
+        """Which of `telemetry.catalogue.GATE_REASONS` they are about, each once."""
+        named = (reason.partition(" = ")[0] for reason in self.reasons)
+        return list(dict.fromkeys(name if name in GATE_REASONS else FAILED for name in named))
 
     def __str__(self) -> str:
         return "published" if self.published else "quarantined"

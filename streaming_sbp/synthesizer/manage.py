@@ -21,7 +21,7 @@ from streaming_sbp.synthesizer.pointer import Pointer, PointerError
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
 from streaming_sbp.telemetry import text
-from streaming_sbp.telemetry.metrics import TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import TRUTH_MEASURES
 
 BY = "person"
 SHOWN = {  # measure -> heading, short enough for a terminal of 80 columns

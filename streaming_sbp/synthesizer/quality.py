@@ -19,7 +19,7 @@ from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Engine, Sampled, Sampling
 from streaming_sbp.synthesizer.filters import DocumentFilter, copied_share, duplicate_share, ngrams, repetition
 from streaming_sbp.synthesizer.reference import Reference
-from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import SENT_MEASURES, TRUTH_MEASURES
 
 DISTINCT_NGRAM = 3
 # GATE_MEASURES in telemetry/metrics.py lists all measures. Three of them come from tuning, not from here, in nats per

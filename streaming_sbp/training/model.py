@@ -46,6 +46,22 @@ def token_losses(model: PreTrainedModel, batch: Batch, device: torch.device, pre
     return losses.view(labels.shape[0], -1)
 
 
+def flops_per_token(model: PreTrainedModel, sequence_tokens: int) -> float:
+    """FLOPs of one token, forward and backward: 6 x parameters + 12 x layers x width x sequence length.
+
+    PaLM (Chowdhery et al., 2022), appendix B, with attention over whole sequences: packed documents need less, so the
+    utilisation made of it is a little too high. Input embeddings are looked up, so they count only where they are the
+    output matrix as well.
+    """
+    settings = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not settings.tie_word_embeddings:
+        parameters -= sum(parameter.numel() for parameter in model.get_input_embeddings().parameters())
+    heads = settings.num_attention_heads
+    head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    return 6.0 * parameters + 12.0 * settings.num_hidden_layers * heads * head_dim * sequence_tokens
+
+
 def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
     special: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from streaming_sbp import config
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.ledger import Ledger, SessionLedger, balance
 from streaming_sbp.telemetry.metrics import Metrics, Totals
+from streaming_sbp.telemetry.records import Record
 from streaming_sbp.training.evaluation import HeldoutLoss
 from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
+from streaming_sbp.training.model import flops_per_token
 from streaming_sbp.training.questions import Answers
 from streaming_sbp.training.sources import SyntheticSource
 
@@ -44,7 +47,13 @@ class TrainingReport:
         self._window = (time.monotonic(), trainer.trained.total_tokens)
         self._tokens_per_second = 0.0
         self._count = Totals(metrics)
+        self._flops_per_token = flops_per_token(trainer.model, settings.training.sequence_tokens)
         metrics.set("sbp_target_tokens", settings.training.total_tokens)
+        metrics.set("sbp_checkpoint_interval_tokens", settings.checkpoint.every_tokens)
+        metrics.set("sbp_last_step_timestamp_seconds", time.time())
+        metrics.set("sbp_checkpoint_timestamp_seconds", time.time())
+        if settings.telemetry.peak_flops:
+            metrics.set("sbp_peak_flops_per_second", settings.telemetry.peak_flops * trainer.world.size)
 
     def step(self, step: Step) -> list[str]:
         """Count one step; returns the snapshots whose documents were trained for the first time."""
@@ -68,7 +77,19 @@ class TrainingReport:
             self._metrics.set("sbp_question_accuracy", answers.accuracy)
             self._metrics.set("sbp_question_loss", answers.loss)
         self._metrics.set("sbp_heldout_loss", heldout.loss)
-        self._metrics.set("sbp_heldout_bits_per_byte", heldout.bits_per_byte)
+        self._metrics.set("sbp_heldout_compression_ratio", heldout.bits_per_byte / 8)
+
+    def recall(self, records: Iterable[Record], tokens: int) -> None:
+        """The last held-out loss that an earlier process of the trainer recorded, up to ``tokens`` trained."""
+        earlier = [record for record in records if record["event"] == "eval" and record["tokens"] <= tokens]
+        if earlier:
+            last = earlier[-1]
+            answers = (
+                Answers(last["question_accuracy"], last["question_rank"], last["question_loss"])
+                if last.get("question_accuracy") is not None
+                else None
+            )
+            self.evaluated(HeldoutLoss(last["heldout_loss"], last["heldout_bits_per_byte"]), answers)
 
     def close_window(self, sessions: list[SessionLedger], num_accepted: int) -> dict[str, Any]:
         """The fields of a `train` record: means since the last one. Also brings the metrics up to date.
@@ -212,6 +233,7 @@ class TrainingReport:
         self._count("sbp_mix_forgiven_tokens_total", mixer.forgiven_tokens)
         self._count("sbp_mix_starved_documents_total", mixer.starved_documents)
         self._count("sbp_padding_tokens_total", trained.padding_tokens)
+        self._count("sbp_model_flops_total", self._flops_per_token * trained.total_tokens)
         set_("sbp_real_epochs", self._trainer.batches.sources[REAL].epochs)
         set_("sbp_trained_snapshots", len(trained.by_snapshot))
         set_("sbp_stream_buffered_documents", self._queue_depth())

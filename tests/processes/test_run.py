@@ -90,6 +90,12 @@ def test_kills_interrupt_and_resume_lose_nothing(folder: Path) -> None:
         assert urllib.request.urlopen(f"{address}/healthz", timeout=10).status == 200
         assert b"sbp_" in urllib.request.urlopen(f"{address}/metrics", timeout=10).read(), name
 
+    # each says where Prometheus finds it
+    for name in ("supervisor", "trainer", "generator-0"):
+        (target,) = json.loads((run.prometheus / f"{name}.json").read_text())
+        assert target["targets"] == [f"127.0.0.1:{role(run, name)['metrics_port']}"]
+        assert target["labels"] == {"run": "run", "role": name.removesuffix("-0"), "name": name}
+
     # a generator is killed: the run goes on, the generator comes back and its documents are trained
     victim = role(run, "generator-0")["pid"]
     os.kill(victim, signal.SIGKILL)
@@ -118,6 +124,7 @@ def test_kills_interrupt_and_resume_lose_nothing(folder: Path) -> None:
     assert stopped["ledger"]["imbalance"] == 0
     assert stopped["ledger"]["in_flight"] == 0
     assert not any(found["alive"] for found in stopped["roles"].values())
+    assert list(run.prometheus.glob("*.json")) == []
 
     # the same command goes on from there, to the end
     more = stopped["run"]["tokens"] + 150_000

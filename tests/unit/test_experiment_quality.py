@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sbp_services.cli import app
 from streaming_sbp.experiment import quality, report
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.metrics import GATE_MEASURES
+from streaming_sbp.telemetry.catalogue import GATE_MEASURES
 from tests.unit.run_records import RecordWriter
 from tests.unit.test_experiment_report import Page
 

@@ -4,7 +4,7 @@ import pytest
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Sampled
 from streaming_sbp.synthesizer.filters import DocumentFilter, copied_span, repetition
-from streaming_sbp.telemetry.metrics import FILTER_REASONS
+from streaming_sbp.telemetry.catalogue import FILTER_REASONS
 
 SEED = np.arange(1000, 1100, dtype=np.uint16)
 WORDS = np.random.default_rng(0).permutation(900)[:60]

@@ -8,11 +8,11 @@ import pytest
 
 from streaming_sbp import config
 from streaming_sbp.synthesizer.engines.base import Sampled
-from streaming_sbp.synthesizer.gate import EXCESS, RATIOS, decide
+from streaming_sbp.synthesizer.gate import BOUNDS, EXCESS, RATIOS, Verdict, decide
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial
 from streaming_sbp.synthesizer.quarantine import KEEP_LAST, NUM_EXAMPLES, Quarantine
 from streaming_sbp.synthesizer.reference import Reference
-from streaming_sbp.telemetry.metrics import GATE_MEASURES, TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import GATE_MEASURES, GATE_REASONS, TRUTH_MEASURES
 from tests.checks.sabotage import SABOTAGE, Bench, Corpus, faults
 from tests.unit.synthesizer_models import FIRST_WORD
 
@@ -149,3 +149,12 @@ def test_the_first_joint_snapshot_must_use_its_seed_document(good):
     measures = good | {"unrelated_pair_loss": good["pair_loss"] - 0.01}
     assert faults(measures, None, "joint") == ["pair_loss"]
     assert not faults(measures, good["pair_loss"], "joint")  # a later one: not worse than the serving one
+
+
+def test_reasons_are_counted_by_measures_of_the_closed_list(good):
+    bad = good | {"pair_loss": math.nan, "copied_share": 0.9, "mean_tokens": 0.0, "relatedness_lift": -1.0}
+    verdict = decide(bad, None, config.Gate(), "tuned")
+    assert verdict.measures == ["pair_loss", "copied_share", "relatedness_lift", "mean_tokens"]
+    assert Verdict(("the loss is not finite",)).measures == ["failed"]
+    assert Verdict(()).measures == []
+    assert {*BOUNDS, *EXCESS, *(measure for measure, _ in RATIOS), "pair_loss", "failed"} == set(GATE_REASONS)

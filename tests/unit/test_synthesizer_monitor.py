@@ -16,7 +16,7 @@ from streaming_sbp.synthesizer.pointer import pinned
 from streaming_sbp.synthesizer.quality import SentMeasures, ValuedDocument
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.synthesizer.watch import DOCUMENTS_A_LOOK, SyntheticWatch
-from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import SENT_MEASURES, TRUTH_MEASURES
 from tests.checks.sabotage import GENERATOR, Bench
 
 EXPECTED = {

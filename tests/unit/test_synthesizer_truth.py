@@ -16,7 +16,7 @@ from streaming_sbp.synthesizer.gate import decide
 from streaming_sbp.synthesizer.quality import SentDocument, ValuedDocument, measure_sent, value_of
 from streaming_sbp.synthesizer.reference import Reference, sample_of
 from streaming_sbp.synthesizer.truth import Truth
-from streaming_sbp.telemetry.metrics import SENT_MEASURES, TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import SENT_MEASURES, TRUTH_MEASURES
 from tests.conftest import tiny_overrides
 from tests.unit.test_synthesizer_tuner import serve, snapshot_records, waits_for, write_checkpoint
 

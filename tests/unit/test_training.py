@@ -6,19 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from streaming_sbp import config
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.telemetry.metrics import PHASES
+from streaming_sbp.telemetry.catalogue import PHASES
+from streaming_sbp.telemetry.metrics import Metrics
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, newest_checkpoint
 from streaming_sbp.training.evaluation import HeldoutSet
 from streaming_sbp.training.loop import NonFiniteLoss, PhaseClock, Trainer
 from streaming_sbp.training.mixer import REAL
-from streaming_sbp.training.model import build_model, choose_device, token_losses
+from streaming_sbp.training.model import build_model, choose_device, flops_per_token, token_losses
 from streaming_sbp.training.optim import learning_rate
+from streaming_sbp.training.report import TrainingReport
 from streaming_sbp.training.world import World
 
 CPU = torch.device("cpu")
@@ -155,6 +158,30 @@ def test_a_loss_that_is_not_finite_stops_with_the_documents_or_skips(tiny_config
     before = [p.clone() for p in skipping.model.parameters()]
     assert skipping.step().skipped
     assert all(torch.equal(a, b) for a, b in zip(before, skipping.model.parameters(), strict=True))
+
+
+def test_the_heldout_loss_is_known_again_after_a_resume(tiny_config, tmp_path):
+    journal, metrics = Journal(tmp_path / "journal"), Metrics("trainer")
+    report = TrainingReport(make_trainer(tiny_config, tmp_path / "journal"), journal, tiny_config, metrics)
+    report.recall([{"event": "train", "tokens": 100}], 250)
+    assert metrics.value("sbp_heldout_loss") == 0
+    losses = ((100, 3.0), (200, 2.0), (300, 1.0))
+    records = [{"event": "eval", "tokens": t, "heldout_loss": x, "heldout_bits_per_byte": x / 2} for t, x in losses]
+    report.recall(records, 250)  # the last one belongs to tokens that the crash took
+    assert metrics.value("sbp_heldout_loss") == report.facts()["loss"]["heldout_real"] == 2.0
+    assert metrics.value("sbp_heldout_compression_ratio") == 1.0 / 8
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_per_token_are_those_that_torch_counts(tiny_config, tied):
+    shape = {"tie_word_embeddings": tied, "hidden_size": 64, "num_kv_heads": 1, "intermediate_size": 160}
+    settings = tiny_config.model.model_copy(update=shape)
+    model = build_model(settings, Dataset.open(tiny_config.data.dataset).tokenizer(), seed=0)
+    model.set_attn_implementation("eager")  # torch does not count the operations of the fused one on a CPU
+    ids = torch.randint(0, 300, (1, 128))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert flops_per_token(model, 128) == pytest.approx(counter.get_total_flops() / 128, rel=0.03)
 
 
 def test_learning_rate_warms_up_stays_and_decays():
