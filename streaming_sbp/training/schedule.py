@@ -74,24 +74,25 @@ class Schedule:
         """Share per real token."""
         return (self.mix.synthetic_share - self.mix.initial_share) / (self.mix.ramp_epochs * self.epoch_tokens)
 
+    @property
+    def _speed(self) -> float:
+        """Real tokens per token, at the start."""
+        return 1.0 - self.extra_share - self.mix.initial_share - self._slope * self.real_tokens
+
     def _real(self, tokens: float) -> float:
-        """r(t) of the module's docstring, before the share is full."""
-        rate = 1.0 - self.extra_share - self.mix.initial_share
-        if not self._slope:
-            return self.real_tokens + rate * tokens
-        limit = rate / self._slope
-        return limit + (self.real_tokens - limit) * math.exp(-self._slope * tokens)
+        """r(t) of the module's docstring, before the share is full; exact for a slope near 0, too."""
+        x = self._slope * tokens
+        return self.real_tokens + self._speed * tokens * (-math.expm1(-x) / x if x else 1.0)
 
     @property
     def _full_from(self) -> float:
         """Tokens after the start at which real text has been read `mix.ramp_epochs` times; infinite if it never is."""
-        full = self.mix.ramp_epochs * self.epoch_tokens
-        if self.real_tokens >= full:
+        left = self.mix.ramp_epochs * self.epoch_tokens - self.real_tokens
+        if left <= 0:
             return 0.0
-        rate = 1.0 - self.extra_share - self.mix.initial_share
-        if not self._slope:
-            return (full - self.real_tokens) / rate if rate > 0 and math.isfinite(full) else math.inf
-        limit = rate / self._slope
-        if (limit - full) * (limit - self.real_tokens) <= 0:
+        if self._speed <= 0 or math.isinf(left):
             return math.inf
-        return math.log((limit - self.real_tokens) / (limit - full)) / self._slope
+        x = left * self._slope / self._speed
+        if x >= 1.0:
+            return math.inf
+        return left / self._speed * (-math.log1p(-x) / x if x else 1.0)
