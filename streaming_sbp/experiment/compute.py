@@ -8,11 +8,12 @@ attention, which is small for short documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from streaming_sbp.experiment import history
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import Record
 
@@ -33,18 +34,18 @@ class Spent:
 
 def tuned(run: RunDir) -> Spent:
     """Tokens that passed through the model in tuning; each tuning counts from 0."""
-    records = [record for record in run.read_records("tuner") if record["event"] == "tuning"]
-    return _cumulative(records, lambda record: record["tuned_tokens"])
+    records = (record for record in run.read_records("tuner") if record["event"] == "tuning")
+    return _cumulative(history.by_process(records, "tuned_tokens"), lambda record: record["tuned_tokens"])
 
 
 def sampled(run: RunDir) -> list[Spent]:
     """Sampled tokens and those of their prompts, by generator; each process counts from 0."""
-    names = sorted(path.stem for path in run.records.glob("generator*.jsonl"))
-    found = []
-    for name in names:
-        records = [record for record in run.read_records(name) if record["event"] == "throughput"]
-        found.append(_cumulative(records, lambda record: record["tokens"] + record.get("prompt_tokens", 0)))
-    return found
+    supervisor = run.read_records("supervisor")
+    processes = (
+        history.throughput_by_process(run.read_records(path.stem), supervisor, path.stem)
+        for path in sorted(run.records.glob("generator*.jsonl"))
+    )
+    return [_cumulative(found, lambda record: record["tokens"] + record.get("prompt_tokens", 0)) for found in processes]
 
 
 class Compute:
@@ -63,14 +64,11 @@ class Compute:
         return trained_tokens + self.tuned_tokens(unix_time) + SAMPLED_TOKEN * self.sampled_tokens(unix_time)
 
 
-def _cumulative(records: list[Record], count: Callable[[Record], float]) -> Spent:
-    """Counts that begin again when they fall."""
-    times, totals, before, done = [], [], 0.0, 0.0
-    for record in records:
-        value = float(count(record))
-        if value < before:
-            done += before
-        before = value
-        times.append(record["time"])
-        totals.append(done + value)
+def _cumulative(processes: Iterable[list[Record]], count: Callable[[Record], float]) -> Spent:
+    """``processes``: records of each, whose count began at 0."""
+    times, totals, done = [], [], 0.0
+    for records in processes:
+        times += [record["time"] for record in records]
+        totals += [done + count(record) for record in records]
+        done = totals[-1]
     return Spent(np.array(times), np.array(totals))

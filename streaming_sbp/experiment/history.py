@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -80,7 +81,10 @@ def load(run: RunDir) -> RunHistory:
     generators = {name: records for name, records in by_role.items() if name.startswith("generator")}
     facts = run.read_roles().get("trainer", {}).get("facts", {})
     supervisor = by_role.get("supervisor", [])
-    throughput = {name: _processes(records, _starts(supervisor, name)) for name, records in generators.items()}
+    throughput = {
+        name: [process[-1] for process in throughput_by_process(records, supervisor, name)]
+        for name, records in generators.items()
+    }
     return RunHistory(
         trains=_of(trainer, "train"),
         evaluations=_of(trainer, "eval"),
@@ -172,23 +176,28 @@ def _phases(trainer: list[Record]) -> dict[str, float]:
     return _sum_of_dicts(last_of_process)
 
 
-def _processes(records: list[Record], starts: list[float]) -> list[Record]:
-    """The last `throughput` record of each process: its counts are cumulative.
+def by_process(records: Iterable[Record], count: str, starts: Sequence[float] = ()) -> list[list[Record]]:
+    """Records with a cumulative ``count``, those of each process together.
 
-    A new process began where the supervisor says so (``starts``, Unix times), and where the counts fall: a generator
+    A new process began where the supervisor says so (``starts``, Unix times), and where the count falls: a generator
     may be started by hand.
     """
-    ends: list[Record] = []
-    for record in _of(records, "throughput"):
-        if ends and not _is_of_another_process(record, ends[-1], starts):
-            ends[-1] = record
+    processes: list[list[Record]] = []
+    for record in records:
+        if processes and not _is_of_another_process(record, processes[-1][-1], count, starts):
+            processes[-1].append(record)
         else:
-            ends.append(record)
-    return ends
+            processes.append([record])
+    return processes
 
 
-def _is_of_another_process(record: Record, before: Record, starts: list[float]) -> bool:
-    fell = (record.get("documents") or 0) < (before.get("documents") or 0)
+def throughput_by_process(records: list[Record], supervisor: list[Record], name: str) -> list[list[Record]]:
+    """The `throughput` records of a generator; ``supervisor``: its records, which know of restarts."""
+    return by_process(_of(records, "throughput"), "documents", _starts(supervisor, name))
+
+
+def _is_of_another_process(record: Record, before: Record, count: str, starts: Sequence[float]) -> bool:
+    fell = (record.get(count) or 0) < (before.get(count) or 0)
     return fell or any(before["time"] < start <= record["time"] for start in starts)
 
 

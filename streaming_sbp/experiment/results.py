@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from streaming_sbp.experiment import history
 from streaming_sbp.experiment.arms import Experiment, Trial
 from streaming_sbp.experiment.compute import Compute
+from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.records import without_superseded
 from streaming_sbp.telemetry.status import collect
 
 CONFIDENCE = 0.95
@@ -118,8 +119,8 @@ class ArmResult:
 
 def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.0) -> TrialResult:
     """From the records of a run. Raises ValueError when it has no evaluation yet."""
-    records = without_superseded(run.read_records("trainer"))
-    evaluations = [record for record in records if record["event"] == "eval"]
+    told = history.load(run)
+    evaluations = told.evaluations
     if not evaluations:
         raise ValueError(f"{run.path}: no evaluation on held-out documents; raise data.heldout_share")
     compute, started = Compute(run), evaluations[0]["time"]
@@ -142,7 +143,7 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
         seed=trial.seed,
         state=status["run"]["state"],
         curve=curve,
-        snapshots=_snapshots(run, records),
+        snapshots=_snapshots(told),
         trained_tokens=status["mix"]["trained_tokens"] or {},
         tuned_tokens=compute.tuned_tokens(ended),
         sampled_tokens=compute.sampled_tokens(ended),
@@ -157,25 +158,22 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
 
 def cost_of_newest_snapshot(run: RunDir) -> float:
     """Tokens trained and tuned for it, of a run that gives its snapshot to another."""
-    published = [s for s in _snapshots(run, run.read_records("trainer")) if s.verdict == "published"]
+    published = [s for s in _snapshots(history.load(run)) if s.verdict == "published"]
     return float(published[-1].parent_tokens + published[-1].tuned_tokens) if published else 0.0
 
 
-def _snapshots(run: RunDir, trainer: list[dict[str, Any]]) -> list[SnapshotResult]:
-    trains = [record for record in trainer if record["event"] == "train"]
-    times, tokens = [r["time"] for r in trains], [r["tokens"] for r in trains]
+def _snapshots(told: RunHistory) -> list[SnapshotResult]:
     return [
         SnapshotResult(
-            version=record["version"],
-            verdict=record["verdict"],
-            parent_tokens=record["parent_tokens"],
-            at_tokens=int(np.interp(record["time"], times, tokens)) if trains else 0,
-            tuned_tokens=record["tuned_tokens"],
-            reasons=record["reasons"],
-            measures=record["measures"],
+            version=snapshot.version,
+            verdict=snapshot.verdict,
+            parent_tokens=snapshot.parent_tokens or 0,
+            at_tokens=int(history.tokens_at(told.trains, snapshot.time) or 0),
+            tuned_tokens=snapshot.tuned_tokens or 0,
+            reasons=list(snapshot.reasons),
+            measures=snapshot.measures,
         )
-        for record in run.read_records("tuner")
-        if record["event"] == "snapshot"
+        for snapshot in told.snapshots
     ]
 
 

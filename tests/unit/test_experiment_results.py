@@ -131,7 +131,8 @@ def test_compute_counts_tuning_and_sampling_across_restarts(tmp_path):
             file.write(json.dumps({"time": time, "event": "tuning", "tuned_tokens": tokens}) + "\n")
     with open(run.records / "generator-0.jsonl", "w") as file:
         for time, tokens, prompts in ((10.0, 60, 30), (20.0, 120, 60), (30.0, 30, 0), (40.0, 60, 30)):  # killed at 25
-            event = {"time": time, "event": "throughput", "tokens": tokens, "prompt_tokens": prompts}
+            event = {"time": time, "event": "throughput", "documents": tokens // 10, "tokens": tokens}
+            event |= {"prompt_tokens": prompts}
             file.write(json.dumps(event) + "\n")
     compute = Compute(run)
     assert compute.tuned_tokens(5.0) == 0
@@ -160,3 +161,15 @@ def test_a_trial_is_read_from_the_records_of_its_run(tmp_path):
 def test_names_of_trials():
     assert str(Trial("base", (("training.weight_decay", 0.1),), 1)) == "base (training.weight_decay = 0.1), seed 1"
     assert arms.names()
+
+
+def test_a_generator_that_died_early_is_counted_though_the_next_one_counts_higher(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run.records / "generator-0.jsonl", "w") as file:
+        for time, tokens in ((10.0, 50), (30.0, 80), (40.0, 100)):  # died at 20: 50 tokens, then a process with 100
+            event = {"time": time, "event": "throughput", "documents": tokens, "tokens": tokens, "prompt_tokens": 0}
+            file.write(json.dumps(event) + "\n")
+    with open(run.records / "supervisor.jsonl", "w") as file:
+        for time in (5.0, 21.0):
+            file.write(json.dumps({"time": time, "event": "role_started", "name": "generator-0", "pid": 1}) + "\n")
+    assert Compute(run).sampled_tokens(50.0) == 150
