@@ -52,7 +52,7 @@ class Running:
 
     @property
     def tokens(self) -> int:
-        return _trained_tokens(self.config)
+        return _progress(self.config)[1]
 
 
 class ExperimentRunner:
@@ -115,6 +115,8 @@ class ExperimentRunner:
     def _start_what_fits(self, waiting: list[Trial]) -> None:
         for trial in list(waiting):
             free = self._num_cores - sum(running.num_cores for running in self._running)
+            if free < 1 and self._running:
+                return
             given = self._given(trial)
             if given is None:
                 continue  # it needs the snapshot of an arm that is not done
@@ -122,7 +124,7 @@ class ExperimentRunner:
             if _cores_of(config) > free and self._running:
                 continue
             waiting.remove(trial)
-            if _state(config) == "done":
+            if _progress(config)[0] == "done":
                 self._read(trial, config)
             else:
                 self._start(trial, config)
@@ -144,21 +146,28 @@ class ExperimentRunner:
         name = self.experiment.arms[trial.arm].snapshot_of
         return self.experiment.trials(name, trial.seed)[0] if name else None
 
-    def _start(self, trial: Trial, config: Config) -> None:
+    def _file(self, trial: Trial, suffix: str) -> Path:
+        """Beside the run: its configuration (.toml), its output (.log)."""
         folder = self.out / trial.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f"{folder.name}.toml")
-        write_atomically(file, configuration.to_toml(config))
-        with open(folder.with_name(f"{folder.name}.log"), "ab") as log:
+        return folder.with_name(folder.name + suffix)
+
+    def _start(self, trial: Trial, config: Config) -> None:
+        Path(config.run.dir).mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file(trial, ".toml"), configuration.to_toml(config))
+        with open(self._file(trial, ".log"), "ab") as log:
             process = subprocess.Popen(
-                _command(file), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                _command(self._file(trial, ".toml")),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        self._running.append(Running(trial, config, process, time.monotonic(), _trained_tokens(config)))
+        self._running.append(Running(trial, config, process, time.monotonic(), _progress(config)[1]))
         self._say(f"started  {trial}")
 
     def _ended(self, running: Running) -> None:
-        trial, log = running.trial, (self.out / running.trial.folder).with_suffix(".log")
-        if running.process.returncode != 0 or _state(running.config) != "done":
+        trial, log = running.trial, self._file(running.trial, ".log")
+        if running.process.returncode != 0 or _progress(running.config)[0] != "done":
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
             raise ConfigError(f"{trial}: `sbp run` ended with {running.process.returncode}; {log}: " + " / ".join(last))
         seconds = time.monotonic() - running.started
@@ -168,7 +177,7 @@ class ExperimentRunner:
         self._say(f"done     {trial}: held-out loss {found.end.heldout_loss:.3f}{known}, {duration(seconds)}")
 
     def _read(self, trial: Trial, config: Config) -> TrialResult:
-        source, file = self._source(trial), (self.out / trial.folder).with_suffix(".toml")
+        source, file = self._source(trial), self._file(trial, ".toml")
         given = results.cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
         found = results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given)
         self._found[trial] = found
@@ -224,7 +233,7 @@ class ExperimentRunner:
             cores = _cores_of(config)
             if cores not in rates:
                 return None
-            left = config.training.total_tokens - _trained_tokens(config)
+            left = config.training.total_tokens - _progress(config)[1]
             core_seconds += max(left, 0) / rates[cores] * min(cores, self._num_cores)
         return core_seconds / self._num_cores
 
@@ -262,18 +271,13 @@ def _cores_of(config: Config) -> int:
     return 1 if config.synthesizer.mode == "off" else 2
 
 
-def _state(config: Config) -> str:
+def _progress(config: Config) -> tuple[str, int]:
+    """State of the run, and the tokens that it has trained."""
     try:
-        return str(collect(RunDir(config.run.dir))["run"]["state"])
+        run = collect(RunDir(config.run.dir))["run"]
     except ConfigError:
-        return "new"
-
-
-def _trained_tokens(config: Config) -> int:
-    try:
-        return collect(RunDir(config.run.dir))["run"]["tokens"] or 0
-    except ConfigError:
-        return 0
+        return "new", 0
+    return run["state"], run["tokens"] or 0
 
 
 def main(experiment: Experiment, out: Path, num_cores: int = 0) -> int:

@@ -340,18 +340,20 @@ class Config(Section):
         return self
 
 
-def preset_names() -> list[str]:
-    folder = resources.files("streaming_sbp") / "presets"
+PRESETS = "presets"  # folder in the package
+
+
+def preset_names(folder_name: str = PRESETS) -> list[str]:
+    folder = resources.files("streaming_sbp") / folder_name
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, folder_name: str = PRESETS) -> dict[str, Any]:
     """The raw tree of a preset shipped with the package. Raises ConfigError for an unknown name."""
-    if name not in preset_names():
-        raise ConfigError(
-            f"preset {name!r}: expected one of {', '.join(preset_names())}{_did_you_mean(name, preset_names())}"
-        )
-    text = (resources.files("streaming_sbp") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    names = preset_names(folder_name)
+    if name not in names:
+        raise ConfigError(f"preset {name!r}: expected one of {', '.join(names)}{_did_you_mean(name, names)}")
+    text = (resources.files("streaming_sbp") / folder_name / f"{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 

@@ -18,10 +18,8 @@ Every trial, an arm with one point of its grid and one seed, is an ordinary run 
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 
 Tree = dict[str, dict[str, Any]]
+PRESETS = "experiment/presets"  # folder in the package
 DEFAULT_SCALE = "small"
 ROLES = ("baseline", "oracle", "main", "control")
 
@@ -129,8 +128,7 @@ class Experiment:
 
 def names() -> list[str]:
     """The shipped experiments."""
-    folder = resources.files("streaming_sbp") / "experiment" / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return configuration.preset_names(PRESETS)
 
 
 def load(
@@ -196,8 +194,7 @@ def _read(experiment: str) -> dict[str, Any]:
         return configuration.read_toml(experiment)
     if experiment not in names():
         raise ConfigError(f"experiment {experiment!r}: expected one of {', '.join(names())}, or a TOML file")
-    file = resources.files("streaming_sbp") / "experiment" / "presets" / f"{experiment}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return configuration.read_preset(experiment, PRESETS)
 
 
 def _check_keys(where: str, tree: Mapping[str, Any], known: set[str], needed: set[str] | None = None) -> None:

@@ -10,9 +10,7 @@ from rich.table import Table
 from streaming_sbp import __version__
 from streaming_sbp.experiment import comparison_plots, page
 from streaming_sbp.experiment.arms import Experiment
-from streaming_sbp.experiment.plots import AVAILABLE
 from streaming_sbp.experiment.results import ArmResult, Estimate, TrialResult
-from streaming_sbp.files import write_atomically
 from streaming_sbp.telemetry.text import NOTHING, decimal, percent, quantity
 
 
@@ -36,23 +34,17 @@ def table(experiment: Experiment, arms: Sequence[ArmResult]) -> Table:
 def build(experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult], out: Path) -> Path:
     """Write ``out``/index.html and the figures as PNGs beside it; returns the page's path."""
     chosen = {arm.arm: [t for t in trials if _belongs(t, arm)] for arm in arms}
-    figures = comparison_plots.draw_all(experiment, chosen)
-    for figure in figures:
-        write_atomically(out / f"{figure.name}.png", figure.png, durable=False)
     content = {
         "experiment": experiment,
         "headline": sentences(experiment, arms),
         "arms": arms,
         "trials": trials,
         "snapshots": [(t, s) for found in chosen.values() for t in found[:1] for s in t.snapshots],
-        "figures": [{"plot": figure, "source": page.data_uri(figure.png)} for figure in figures],
-        "plots_available": AVAILABLE,
         "program_version": __version__,
         "versions": trials[0].versions if trials else {},
     }
-    html = page.render("experiment.html.j2", content, {"estimate": estimate, "share": share})
-    write_atomically(out / "index.html", html.encode("utf-8", "replace"), durable=False)
-    return out / "index.html"
+    figures = comparison_plots.draw_all(experiment, chosen)
+    return page.write(out, "experiment.html.j2", content, figures, {"estimate": estimate, "share": share})
 
 
 def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:

@@ -12,6 +12,7 @@ from streaming_sbp.experiment.results import Point, TrialResult
 
 if AVAILABLE:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
 # Okabe and Ito's palette without its yellow, in an order that keeps neighbours apart; then again, dashed.
@@ -30,22 +31,25 @@ def draw_all(experiment: Experiment, curves: Curves) -> list[Plot]:
     return [drawn for draw in draws if (drawn := draw(experiment, curves)) is not None]
 
 
-def _loss_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
-    figure, axes = figure_and_axes()
-    _lines(axes, experiment, curves, lambda point: point.tokens, lambda point: point.heldout_loss)
-    _finish(axes, "trained tokens", "held-out loss (nats per token)")
-    _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
+def _loss_over_tokens(experiment: Experiment, curves: Curves) -> Plot:
+    figure = _losses(experiment, curves, lambda point: point.tokens, "trained tokens")
     text = "On held-out real documents; the mean of the seeds, and their range where there are several."
     return to_plot("loss-tokens", "Held-out loss over trained tokens", text, figure)
 
 
-def _loss_over_compute(experiment: Experiment, curves: Curves) -> Plot | None:
-    figure, axes = figure_and_axes()
-    _lines(axes, experiment, curves, lambda point: point.compute_tokens, lambda point: point.heldout_loss)
-    _finish(axes, "total compute, in trained tokens: tuning and sampling counted", "held-out loss (nats per token)")
-    _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
+def _loss_over_compute(experiment: Experiment, curves: Curves) -> Plot:
+    x = "total compute, in trained tokens: tuning and sampling counted"
+    figure = _losses(experiment, curves, lambda point: point.compute_tokens, x)
     text = "The same losses over everything that was spent. A sampled token counts a third of a trained one."
     return to_plot("loss-compute", "Held-out loss over total compute", text, figure)
+
+
+def _losses(experiment: Experiment, curves: Curves, x: Callable[[Point], float], x_label: str) -> Figure:
+    figure, axes = figure_and_axes()
+    _lines(axes, experiment, curves, x, lambda point: point.heldout_loss)
+    _finish(axes, x_label, "held-out loss (nats per token)")
+    _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
+    return figure
 
 
 def _accuracy_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:

@@ -17,7 +17,7 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config
 from streaming_sbp.experiment import advice, history, page, peek, plots, quality
 from streaming_sbp.experiment.history import RunHistory
-from streaming_sbp.files import read_json, write_atomically
+from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry import text
 from streaming_sbp.telemetry.status import Status, collect
@@ -46,18 +46,17 @@ def build(run: RunDir, out: Path | None = None) -> Path:
 
     Without the extra `plots` (matplotlib) the page has no figures and says how to get them.
     """
-    out = Path(out) if out else run.path / "report"
-    out.mkdir(parents=True, exist_ok=True)
     status, told = collect(run), history.load(run)
-    figures = plots.draw_all(told)
-    for figure in figures:
-        write_atomically(out / f"{figure.name}.png", figure.png, durable=False)
-    html = _render(_content(run, status, told, figures))
-    write_atomically(out / "index.html", html.encode("utf-8", "replace"), durable=False)
-    return out / "index.html"
+    return page.write(
+        Path(out) if out else run.path / "report",
+        "report.html.j2",
+        _content(run, status, told) | _FUNCTIONS,
+        plots.draw_all(told),
+        {"measure": _measure, "quality": quality.shown},
+    )
 
 
-def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.Plot]) -> dict[str, Any]:
+def _content(run: RunDir, status: Status, told: RunHistory) -> dict[str, Any]:
     """What the template fills in."""
     config = run.config()
     samples, samples_problem = _samples(run)
@@ -66,8 +65,6 @@ def _content(run: RunDir, status: Status, told: RunHistory, figures: list[plots.
         "status": status,
         "headline": headline(status, told),
         "tiles": _tiles(status, told),
-        "figures": [{"plot": figure, "source": page.data_uri(figure.png)} for figure in figures],
-        "plots_available": plots.AVAILABLE,
         "deviation": _largest(told.trains, "deviation_tokens"),
         "padding_share": _padding_share(told),
         "snapshots": told.snapshots[-NUM_SNAPSHOTS:],
@@ -226,10 +223,9 @@ def _samples(run: RunDir) -> tuple[list[peek.PeekedDocument], str]:
         return [], str(error)
 
 
-# --- HTML ---
-
-
-def _render(content: dict[str, Any]) -> str:
-    functions = {"provenance": peek.provenance, "comparison": peek.comparison, "share": _share}
-    functions |= {"quality_heading": quality.heading}
-    return page.render("report.html.j2", content | functions, {"measure": _measure, "quality": quality.shown})
+_FUNCTIONS = {  # of the template
+    "provenance": peek.provenance,
+    "comparison": peek.comparison,
+    "share": _share,
+    "quality_heading": quality.heading,
+}
