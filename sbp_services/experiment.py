@@ -110,7 +110,7 @@ class ExperimentRunner:
             trial = self.experiment.trials(arm, seed)[0]
             config = self.experiment.run_config(trial, self.out, "given")
             if not Dataset.exists(config.data.dataset):
-                self._say(f"data set {config.data.dataset}: {ingest(config.data)}")
+                self._say(f"data set: {ingest(config.data)}")
 
     def _start_what_fits(self, waiting: list[Trial]) -> None:
         for trial in list(waiting):

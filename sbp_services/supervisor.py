@@ -201,8 +201,7 @@ def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes],
     )
     nicer = max(nice, os.getpriority(os.PRIO_PROCESS, 0))  # lowering it would need a privilege
     os.setpriority(os.PRIO_PROCESS, process.pid, nicer)
-    with suppress(
-        OSError
-    ):  # where Linux groups by session, niceness counts within a group only, and this is the group's
+    # where Linux groups processes by session, niceness counts within a group only, and this is the group's
+    with suppress(OSError):
         Path(f"/proc/{process.pid}/autogroup").write_text(str(nicer))
     return process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -141,11 +140,12 @@ class TrainerService(Service):
         self.newest_snapshot: SnapshotInfo | None = None
         self._looked_for_snapshots = 0.0
         corpus, digest = self.dataset.split("train"), self.dataset.manifest.digest
+        truth = Truth.of_dataset(self.dataset)
         self.watch = SyntheticWatch(
             self.config.gate,
             self.journal,
             self.snapshots,
-            lambda: Reference.load(self.run.reference, digest, corpus, Truth.of_dataset(self.dataset)),
+            lambda: Reference.load(self.run.reference, digest, corpus, truth),
         )
         records, tokens = self.run.read_records(self.name), self.trainer.trained.total_tokens
         self.watch.recall(records, tokens)
@@ -305,7 +305,7 @@ class TrainerService(Service):
             tokens=trained.total_tokens,
             heldout_loss=heldout.loss,
             heldout_bits_per_byte=heldout.bits_per_byte,
-            **({f"question_{name}": value for name, value in asdict(answers).items()} if answers else {}),
+            **(answers.record() if answers else {}),
         )
 
     def _act_on(self, finding: Finding | None) -> None:

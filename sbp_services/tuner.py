@@ -139,7 +139,7 @@ class TunerService(Service):
         """Begin with `synthesizer.snapshot`. Raises ConfigError when it is no model of this data set's tokenizer."""
         folder = Path(self.config.synthesizer.snapshot)
         try:
-            model = _read_model(folder)
+            model = self._read_model(folder)
             digest = Tokenizer.load(folder).digest
         except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise ConfigError(
@@ -150,7 +150,6 @@ class TunerService(Service):
                 f"synthesizer.snapshot = {str(folder)!r}: its tokenizer is not that of the data set "
                 f"{self.dataset.path}; expected the same"
             )
-        model.to(self.device)  # type: ignore[arg-type]
         self._begin(model, folder.name, 0)
         return ""
 
@@ -239,14 +238,20 @@ class TunerService(Service):
         try:
             problem = verify_checkpoint(checkpoint)
             if not problem:
-                model = _read_model(checkpoint.model_path)
-                model.to(self.device)  # type: ignore[arg-type]
-                return model
+                return self._read_model(checkpoint.model_path)
         except (OSError, TypeError, SafetensorError) as error:
             problem = f"{type(error).__name__}: {error}"
         log.warning("checkpoint %s passed over: %s", checkpoint.path.name, problem)
         self._passed_over.add(checkpoint.digest)
         return None
+
+    def _read_model(self, folder: Path) -> PreTrainedModel:
+        """fp32, on the device."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+        model.to(self.device)  # type: ignore[arg-type]
+        return model
 
     # --- tuning, one step a tick ---
 
@@ -422,14 +427,6 @@ class TunerService(Service):
         """Between the steps of a trial: keep the status fresh, and say whether to go on."""
         self.report("running", self._detail, **self._known())
         return not self.stopping
-
-
-def _read_model(folder: Path) -> PreTrainedModel:
-    """fp32, on the CPU."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
-    )
-    return model
 
 
 def _described(info: SnapshotInfo | None) -> dict[str, object] | None:

@@ -22,7 +22,7 @@ from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.telemetry.catalogue import SENT_MEASURES, TRUTH_MEASURES
 
 DISTINCT_NGRAM = 3
-# GATE_MEASURES in telemetry/metrics.py lists all measures. Three of them come from tuning, not from here, in nats per
+# GATE_MEASURES in telemetry/catalogue.py lists all measures. Three of them come from tuning, not from here, in nats per
 # held-out target token: pair_loss of the candidate, untuned_pair_loss of the model before tuning, and
 # unrelated_pair_loss of the candidate given seed documents of other pairs: what the seed document is worth to it.
 
@@ -106,7 +106,7 @@ class SentDocument:
 
 @dataclass(frozen=True)
 class SentMeasures:
-    """``means``: by measure, those of SENT_MEASURES in telemetry/metrics.py that are known. ``deviations``: standard
+    """``means``: by measure, those of SENT_MEASURES in telemetry/catalogue.py that are known. ``deviations``: standard
     deviation between documents; ``counts``: documents that have the measure (not each states facts). Both not of
     ``distinct_ngrams``, which belongs to all of them together."""
 

@@ -23,12 +23,11 @@ class Truth:
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Truth | None:
         """None for a data set whose truth nobody knows."""
-        if dataset.manifest.settings.get("source") != "concepts":
-            return None
-        return cls(World.of_dataset(dataset), dataset.tokenizer())
+        world = World.if_known(dataset)
+        return None if world is None else cls(world, dataset.tokenizer())
 
     def values(self, document: np.ndarray, seed: np.ndarray) -> dict[str, float]:
-        """Of one document (token ids) and the one it was written from, TRUTH_MEASURES in telemetry/metrics.py:
+        """Of one document (token ids) and the one it was written from, TRUTH_MEASURES in telemetry/catalogue.py:
 
         about_seed_share       1 when most of it is about the person that the seed document is about, else 0
         non_factual_share      1 when it states something false, else 0; absent when it states nothing

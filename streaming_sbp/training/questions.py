@@ -7,7 +7,7 @@ scored in one row after the shared prompt, each masked from the others, which co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from streaming_sbp.data.concepts.world import Cloze, World
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.tokenizer import Tokenizer
+from streaming_sbp.telemetry.records import Record
 
 ROWS_AT_ONCE = 32
 CHOICE_SEED = 20250911  # which questions are asked: the same in every run on the same world
@@ -28,6 +29,17 @@ class Answers:
     accuracy: float  # the right answer is the likeliest of those listed
     rank: float  # of the right answer, 1 for the likeliest
     loss: float
+
+    def record(self) -> dict[str, float]:
+        """Its part of an `eval` record; see `recorded`."""
+        return {f"question_{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def recorded(cls, record: Record) -> Answers | None:
+        """What an `eval` record says; None where nothing was asked."""
+        if record.get("question_accuracy") is None:
+            return None
+        return cls(**{field.name: record[f"question_{field.name}"] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,9 @@ class QuestionSet:
     @classmethod
     def of_dataset(cls, dataset: Dataset, tokenizer: Tokenizer, num_questions: int) -> QuestionSet | None:
         """Drawn from all questions on the concepts of training documents; None for a source without a known truth."""
-        if dataset.manifest.settings.get("source") != "concepts" or not num_questions:
+        world = World.if_known(dataset)
+        if world is None or not num_questions:
             return None
-        world = World.of_dataset(dataset)
         known, _ = world.divide(dataset.manifest.settings["heldout_groups_share"])
         every = [cloze for concept in known for cloze in world.questions(concept)]
         chosen = np.random.default_rng(CHOICE_SEED).permutation(len(every))[:num_questions]

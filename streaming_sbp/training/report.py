@@ -84,12 +84,8 @@ class TrainingReport:
         earlier = [record for record in records if record["event"] == "eval" and record["tokens"] <= tokens]
         if earlier:
             last = earlier[-1]
-            answers = (
-                Answers(last["question_accuracy"], last["question_rank"], last["question_loss"])
-                if last.get("question_accuracy") is not None
-                else None
-            )
-            self.evaluated(HeldoutLoss(last["heldout_loss"], last["heldout_bits_per_byte"]), answers)
+            heldout = HeldoutLoss(last["heldout_loss"], last["heldout_bits_per_byte"])
+            self.evaluated(heldout, Answers.recorded(last))
 
     def close_window(self, sessions: list[SessionLedger], num_accepted: int) -> dict[str, Any]:
         """The fields of a `train` record: means since the last one. Also brings the metrics up to date.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from streaming_sbp import config
 
@@ -69,12 +70,12 @@ class Schedule:
             return tokens >= self._full_from
         return mix.schedule == "constant" or (mix.schedule == "ramp" and tokens >= mix.ramp_tokens)
 
-    @property
+    @cached_property
     def _slope(self) -> float:
         """Share per real token."""
         return (self.mix.synthetic_share - self.mix.initial_share) / (self.mix.ramp_epochs * self.epoch_tokens)
 
-    @property
+    @cached_property
     def _speed(self) -> float:
         """Real tokens per token, at the start."""
         return 1.0 - self.extra_share - self.mix.initial_share - self._slope * self.real_tokens
@@ -84,7 +85,7 @@ class Schedule:
         x = self._slope * tokens
         return self.real_tokens + self._speed * tokens * (-math.expm1(-x) / x if x else 1.0)
 
-    @property
+    @cached_property
     def _full_from(self) -> float:
         """Tokens after the start at which real text has been read `mix.ramp_epochs` times; infinite if it never is."""
         left = self.mix.ramp_epochs * self.epoch_tokens - self.real_tokens

@@ -18,7 +18,7 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
 
-DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.metrics.DROP_REASONS
+DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.catalogue.DROP_REASONS
 
 
 class Source(Protocol):

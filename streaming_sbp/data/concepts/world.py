@@ -88,9 +88,18 @@ class World:
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> World:
         """The world that an ingested data set's documents are about. Raises ConfigError for another source."""
+        found = cls.if_known(dataset)
+        if found is None:
+            source = dataset.manifest.settings.get("source")
+            raise ConfigError(f"{dataset.path}: made from {source!r}, expected 'concepts'")
+        return found
+
+    @classmethod
+    def if_known(cls, dataset: Dataset) -> World | None:
+        """The same; None for a data set whose truth nobody knows."""
         settings = dataset.manifest.settings
         if settings.get("source") != "concepts":
-            raise ConfigError(f"{dataset.path}: made from {settings.get('source')!r}, expected 'concepts'")
+            return None
         return world(settings["difficulty"], settings["concept_seed"])
 
     # --- people ---
