@@ -267,7 +267,7 @@ STARTED = time.monotonic()
 def check(folder: Path) -> dict[str, Any]:
     runs.prepare(folder)
     keys.make(folder / "keys", ["generator-0"])
-    extra = (*MAIN, f'stream.keys="{folder / "keys"}"')
+    extra = (*MAIN, f'stream.keys="{folder / "keys"}"', f'data.dataset="{folder / "facts"}"')
     main, diverging = runs.make_run(folder, "main", *extra), runs.make_run(folder, "diverging", *DIVERGES)
     chosen = tuple(quick(alert) if alert.name in PROVOKED else alert for alert in ALERTS)
     skipped: list[str] = []
