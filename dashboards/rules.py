@@ -435,7 +435,6 @@ ALERTS: tuple[Alert, ...] = (
             'sbp_checkpoint_interval_tokens{run="r"}': "400x40",
             'sbp_snapshots_quarantined_total{run="r"}': "0+1x40",
         },
-        quick=(("> 5 *", "> 1.5 *"),),
     ),
     Alert(
         "SbpGateFailing",
