@@ -151,13 +151,14 @@ class Faults:
             time.sleep(0.3)
         say(f"fired: {', '.join(names)}")
 
-    def await_none(self, *names: str) -> None:
+    def await_none(self, *names: str, run: str = "main") -> None:
         """Before a fault, so that what fires afterwards fires for it."""
         end = time.monotonic() + WITHIN_S
-        while (firing := {name for name, _ in self.prometheus.firing()} & set(names)) and time.monotonic() < end:
+        expected = {(name, run) for name in names}
+        while (firing := self.prometheus.firing() & expected) and time.monotonic() < end:
             time.sleep(0.5)
         if firing:
-            raise TimeoutError(f"fired before the fault: {', '.join(sorted(firing))}")
+            raise TimeoutError(f"fired before the fault: {', '.join(sorted(name for name, _ in firing))}")
 
     def await_quiet(self) -> None:
         """What has fired ends, the faults being gone."""
