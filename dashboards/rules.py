@@ -412,6 +412,7 @@ ALERTS: tuple[Alert, ...] = (
         "SbpTunerStalled",
         "warning",
         "max by (run) (sbp_snapshot_age_tokens) > 5 * max by (run) (sbp_checkpoint_interval_tokens) "
+        'and on (run) count by (run) (up{role="tuner"}) '
         "unless on (run) sum by (run) (increase(sbp_snapshots_quarantined_total[30m])) > 0",
         "5m",
         "{{ $labels.run }}: five checkpoints, and neither a new snapshot nor a refused candidate",
@@ -428,14 +429,15 @@ ALERTS: tuple[Alert, ...] = (
         {
             'sbp_snapshot_age_tokens{run="r"}': "0+100x40",
             'sbp_checkpoint_interval_tokens{run="r"}': "400x40",
+            'up{run="r",role="tuner",name="tuner"}': "0x40",
             'sbp_snapshots_quarantined_total{run="r"}': "0x40",
         },
         {
             'sbp_snapshot_age_tokens{run="r"}': "0+100x40",
             'sbp_checkpoint_interval_tokens{run="r"}': "400x40",
+            'up{run="r",role="tuner",name="tuner"}': "0x40",
             'sbp_snapshots_quarantined_total{run="r"}': "0+1x40",
         },
-        quick=(("> 5 *", "> 1.5 *"),),
     ),
     Alert(
         "SbpGateFailing",

@@ -35,7 +35,7 @@ from tests.checks.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 WATCHED = ("trainer", "tuner", "generator", "supervisor")  # the pairer has ended before it is scraped
-WITHIN_S = 120.0
+WITHIN_S = 240.0
 VARIABLES = {"$run": "main", "$__rate_interval": "20s", "$__range": "5m", "$__interval": "5s"}
 SELECTOR = re.compile(r"\b(?:sbp[_:][\w:]+|process_\w+|up|scrape_\w+)\b(?:\{[^}]*\})?")
 MAIN = (
@@ -159,7 +159,17 @@ class Faults:
             time.sleep(0.3)
         say(f"fired: {', '.join(names)}")
 
+    def await_none(self, *names: str, run: str = "main") -> None:
+        """Before a fault, so that what fires afterwards fires for it."""
+        end = time.monotonic() + WITHIN_S
+        expected = {(name, run) for name in names}
+        while (firing := self.prometheus.firing() & expected) and time.monotonic() < end:
+            time.sleep(0.5)
+        if firing:
+            raise TimeoutError(f"fired before the fault: {', '.join(sorted(name for name, _ in firing))}")
+
     def await_quiet(self) -> None:
+        """What has fired ends, the faults being gone."""
         started = time.monotonic()
         while missing := [name for name in self.fired if name not in self.resolved]:
             firing = {name for name, _ in self.prometheus.firing()}
@@ -170,6 +180,7 @@ class Faults:
             time.sleep(0.5)
 
     def unauthenticated_peer(self) -> None:
+        self.await_none("SbpUnauthenticatedPeer")
         with self._stranger():
             self.await_firing("SbpUnauthenticatedPeer")
 
@@ -194,11 +205,13 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
 
         alerts = ("SbpRoleDown", "SbpRoleRestarts", "SbpNoGenerators", "SbpTunerStalled")
-        with stopped(pid_of(self.main, "tuner")):
+        self.await_none(*alerts)
+        with stopped(runs.wait_for("the tuner", lambda: pid_of(self.main, "tuner"))):
             self.await_firing(*alerts, meanwhile=kill)
 
     def full_journal_disk(self) -> None:
         """The journal lies on a file system of its own; a file fills it up."""
+        self.await_none("SbpJournalPaused")
         filler = self.main.journal / ".filler"
         with open(filler, "wb", buffering=0) as file, suppress(OSError):
             while file.write(bytes(2**12)):
@@ -208,6 +221,7 @@ class Faults:
 
     def failing_gate(self) -> None:
         """The tuner reads its configuration when it starts: one that no candidate passes, then the old one."""
+        self.await_none("SbpGateFailing")
         path = self.main.path / "config.toml"
         before = path.read_text()
         path.write_text(re.sub(r"(?m)^max_length_ratio = .*$", "max_length_ratio = 0.0001", before))
@@ -222,8 +236,10 @@ class Faults:
         runs.wait_for("another tuner", lambda: pid_of(self.main, "tuner") not in (None, before))
 
     def stuck_trainer(self) -> None:
-        with stopped(pid_of(self.main, "trainer")):
-            self.await_firing("SbpTrainerStuck", "SbpRoleSilent", "SbpProcessDown")
+        alerts = ("SbpTrainerStuck", "SbpRoleSilent", "SbpProcessDown")
+        self.await_none(*alerts)
+        with stopped(runs.wait_for("the trainer", lambda: pid_of(self.main, "trainer"))):
+            self.await_firing(*alerts)
 
     def diverged(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """What the runbook says: stop, and go on from a checkpoint before it (here: none) with a lower rate."""

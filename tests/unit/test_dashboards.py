@@ -1,9 +1,12 @@
 """Dashboards, rules and documents are what their sources say, and name only metrics and labels that exist."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
+import time
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -11,11 +14,16 @@ import pytest
 
 pytest.importorskip("grafana_foundation_sdk", reason="comes with the extra `dev`")
 
-from dashboards.__main__ import made
+from dashboards.__main__ import as_yaml, made
 from dashboards.grafana import ANNOTATIONS
 from dashboards.panels import BOARDS
-from dashboards.rules import ALERTS, RECORDING
+from dashboards.rules import ALERTS, RECORDING, _case, rule_tests, rules
+from streaming_sbp.rundir import RunDir
+from streaming_sbp.telemetry import targets
 from streaming_sbp.telemetry.catalogue import BY_NAME, CATALOGUE
+from streaming_sbp.telemetry.health import HealthServer
+from streaming_sbp.telemetry.metrics import Metrics
+from tests.checks.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "dashboards" / "grafana").glob("*.json"))
@@ -166,19 +174,36 @@ def test_promtool_accepts_rules_and_example_and_their_cases_pass():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus")
+def test_the_prometheus_of_the_check_tells_data_from_an_empty_success(tiny_config, tmp_path):
+    run, metrics = RunDir.open_or_create(tiny_config), Metrics("trainer")
+    server = HealthServer(metrics.registry, str, str, "127.0.0.1")
+    metrics.set("sbp_train_loss", math.nan, source="real")
+    targets.announce(run, "trainer", "trainer", "127.0.0.1", server.port)
+    with Prometheus(tmp_path, [run.path], rules()) as prometheus:
+        end = time.monotonic() + 30
+        while not prometheus.query("sbp_steps_total") and time.monotonic() < end:
+            time.sleep(0.2)
+        (series,) = prometheus.query("sbp_steps_total")
+        labels = {"run": "run", "role": "trainer", "name": "trainer", "instance": "run/trainer"}
+        assert labels.items() <= series["metric"].items()
+        assert prometheus.query("sbp_step_total") == []
+        assert prometheus.query('sbp_train_loss{source="real"}') == []  # not a number
+        assert prometheus.value('sbp_train_loss{source="synthetic"}') == 0
+        assert ("sbp_steps_total", "trainer") in prometheus.exported()
+        with pytest.raises(ValueError, match="parse error"):
+            prometheus.query("sbp_steps_total{")
+    server.close()
+
+
 @promtool
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
 def test_the_cases_of_each_alert_can_fail(alert, tmp_path):
     """With the two cases exchanged, promtool must find fault."""
-    from dataclasses import replace
-
-    from dashboards import rules
-    from dashboards.__main__ import as_yaml
-
     swapped = replace(alert, fires=alert.quiet, quiet=alert.fires)
-    (tmp_path / "rules.yml").write_text(as_yaml(rules.rules()))
-    content = rules.rule_tests("rules.yml")
-    content["tests"] = [rules._case(swapped, swapped.fires, True), rules._case(swapped, swapped.quiet, False)]
+    (tmp_path / "rules.yml").write_text(as_yaml(rules()))
+    content = rule_tests("rules.yml")
+    content["tests"] = [_case(swapped, swapped.fires, True), _case(swapped, swapped.quiet, False)]
     (tmp_path / "test.yml").write_text(as_yaml(content))
     done = subprocess.run(["promtool", "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
