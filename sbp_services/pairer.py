@@ -108,7 +108,8 @@ class PairerService(Service):
             num_heldout_pairs=statistics["num_heldout_pairs"],
             num_paired_documents=statistics["num_documents_with_pair"],
             num_documents=statistics["num_documents"],
-            num_near_duplicates_removed=statistics["num_near_duplicates_removed"],
+            num_near_duplicate_documents=statistics["num_near_duplicate_documents"],
+            num_near_duplicate_pairs=statistics["num_near_duplicate_pairs"],
             num_pairs_across_the_cut_dropped=statistics["num_pairs_across_the_cut_dropped"],
             seconds=round(seconds, 3),
             seconds_by_phase=statistics["seconds"],
@@ -123,11 +124,11 @@ class PairerService(Service):
     def _warn_of_none(self, statistics: dict[str, Any]) -> None:
         largest = ", ".join(f"{value:.3f}" for value in statistics["similarity"]["largest"]) or "none"
         log.warning(
-            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates removed: %d. "
+            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates left out: %d. "
             "Lower the threshold; %s has the histogram",
             self.config.pairing.threshold,
             largest,
-            statistics["num_near_duplicates_removed"],
+            statistics["num_near_duplicate_documents"],
             self.run.pairs / "statistics.json",
         )
 
