@@ -10,9 +10,10 @@ import faiss
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.files import write_atomically
 from streaming_sbp.pairing.embed import SELF
 from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_from
-from streaming_sbp.pairing.pairs import MadeFrom, PairTable, delete_table
+from streaming_sbp.pairing.pairs import FIGURE_NAME, MadeFrom, PairTable, delete_table
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
 
@@ -55,6 +56,7 @@ class PairerService(Service):
             return False
         found.statistics["embedded_with"] = checkpoint.path.name if checkpoint else self.config.pairing.embedder
         found.table.save(self.run.pairs, self.dataset.pairable().ids, found.statistics)
+        self._draw(found.statistics)
         self._conclude(found, time.monotonic() - started)
         return False
 
@@ -66,6 +68,13 @@ class PairerService(Service):
 
         newest = newest_checkpoint(self.run.checkpoints)
         return newest if newest and not verify_checkpoint(newest) else None
+
+    def _draw(self, statistics: dict[str, Any]) -> None:
+        from streaming_sbp.experiment import plots  # matplotlib is slow to import, and may be missing
+
+        plot = plots.similarity(statistics)
+        if plot is not None:
+            write_atomically(self.run.pairs / FIGURE_NAME, plot.png, durable=False)
 
     # --- an earlier table ---
 

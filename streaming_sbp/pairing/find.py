@@ -37,7 +37,7 @@ from streaming_sbp.pairing.embed import make_embedder, stack
 from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
 from streaming_sbp.pairing.index import choose, nearest
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable
-from streaming_sbp.pairing.statistics import Similarities, describe
+from streaming_sbp.pairing.statistics import Similarities, describe, of_random_pairs
 
 TEXT_BATCH_DOCUMENTS = 256
 NEIGHBOURS_PER_TARGET = 2  # searched for each pair wanted: copies are found too, and removed
@@ -92,6 +92,7 @@ def find_pairs(
         embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock, model, Path(folder))
         without_vector = sum(1 for row in embeddings if not row.any())
         embeddings[duplicate] = 0.0  # has no neighbours, and is none
+        by_chance = of_random_pairs(embeddings, seed)
         candidates, similarities = _search(embeddings, settings, clock, Path(folder))
         copies = _copies(candidates, shingles, settings, clock)
         across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
@@ -105,7 +106,7 @@ def find_pairs(
         if settings.relation == "random":
             kept, heldout = _control(kept, heldout, embeddings, threshold, seed)
     table = PairTable(kept.seed, kept.target, kept.similarity, heldout, made_from(dataset, settings, seed))
-    statistics = describe(table, len(documents), similarities, documents.ids) | {
+    statistics = describe(table, len(documents), similarities, by_chance, documents.ids) | {
         "threshold": threshold,
         "index": choose(settings.index, len(documents)),
         "num_documents_without_vector": without_vector,

@@ -9,7 +9,9 @@ import pytest
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
+from streaming_sbp.pairing.embed import TfidfEmbedder, stack
 from streaming_sbp.pairing.find import find_pairs, made_from
+from streaming_sbp.pairing.statistics import NUM_RANDOM_PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,18 @@ def test_statistics_add_up(dataset, found):
     assert statistics["hubs"][0]["id"] == dataset.split("train").ids[statistics["hubs"][0]["document"]]
     assert list(statistics["seconds"]) == ["duplicates", "embed", "search", "copies", "heldout"]
     assert statistics["no_heldout_pairs_because"] == ""
+
+
+def test_random_pairs_show_where_the_similarities_of_all_pairs_lie(dataset, found):
+    texts = texts_of(dataset)
+    vectors = stack(TfidfEmbedder(384, 2**17, 0), [texts], len(texts))
+    similarity = (vectors @ vectors.T)[~np.eye(len(texts), dtype=bool)]
+    told = found.statistics["similarity"]
+    assert sum(told["random_pairs"]) == NUM_RANDOM_PAIRS
+    counts = np.histogram(similarity.clip(0, 1), told["bin_edges"])[0]
+    np.testing.assert_allclose(np.array(told["random_pairs"]) / NUM_RANDOM_PAIRS, counts / len(similarity), atol=0.01)
+    for level, value in told["random_pairs_quantiles"].items():
+        assert value == pytest.approx(np.quantile(similarity, float(level)), abs=0.02)
 
 
 def words(rng, vocabulary, count):
