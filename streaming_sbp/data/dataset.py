@@ -2,7 +2,7 @@
 
 DATASET/train-000000.tar ...     tokenised documents, WebDataset shards
 DATASET/heldout-000000.tar ...
-DATASET/heldout_groups-000000.tar ...   only where the source knows groups
+DATASET/heldout_groups-000000.tar ...   groups or neighbourhoods of documents, where some are held out as a whole
 DATASET/documents.parquet        one row per document: where it is, how long, where it came from
 DATASET/tokenizer/               Hugging Face tokenizer folder
 DATASET/manifest.json            written last: counts, settings, digests

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 
 SPLITS = ("train", "heldout")  # every data set has them
-HELDOUT_GROUPS = "heldout_groups"  # a third one, where the source knows groups
+HELDOUT_GROUPS = "heldout_groups"  # a third one: groups that the source knows, else neighbourhoods, each as a whole
 ALL_SPLITS = (*SPLITS, HELDOUT_GROUPS)
 ID_BYTES = 16
 _KEY_BITS = 64

@@ -2,9 +2,10 @@
 
 1. read      the sources: each distinct text once, short ones left out, held-out ones apart, spooled to disk; then
              evenly sampled, when `data.max_documents` is below what is there
-2. tokenizer trained on the training documents: no held-out one is in their spool
-3. encode    the splits into shards and index
-4. manifest  last; then the folder is renamed into place
+2. divide    where the source knows no groups, neighbourhoods of documents are held out (data/neighbourhoods.py)
+3. tokenizer trained on the training documents
+4. encode    the splits into shards and index
+5. manifest  last; then the folder is renamed into place
 
 An ingest that is interrupted leaves nothing, or a hidden folder that the next one clears.
 """
@@ -82,6 +83,9 @@ def _ingest_into(
     adopted = _adopted_tokenizer(data, extra)  # before reading, which may take hours
     reading = Reading(data, lambda total, unit: progress.start("read", total, unit), progress.advance)
     corpus = Corpus(reading, folder)
+    progress.finish()
+    progress.start("divide", corpus.num_documents["train"], "documents")
+    corpus.divide(progress.advance)
     progress.finish()
     training_bytes = 0
     if adopted is None:

@@ -11,7 +11,7 @@ REPORT_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class IngestProgress:
-    phase: str  # "read", "tokenizer" or "encode"
+    phase: str  # "read", "divide", "tokenizer" or "encode"
     done: int
     total: int | None  # None: unknown
     unit: str  # "bytes", "files" or "documents"

@@ -1,6 +1,6 @@
 """Documents as vectors whose inner product says how related they are.
 
-"tfidf" needs no model: word counts weighted by `IDF_POWER`, projected by truncated SVD (latent semantic analysis,
+"tfidf" needs no model: weighted word counts (data/tfidf.py), projected by truncated SVD (latent semantic analysis,
 Deerwester et al. 1990). On docstrings, words paired better than the tokenizer's ids, whose counts follow the
 formatting. A word is a run of letters, so for languages written without spaces choose a sentence-transformers model.
 
@@ -15,21 +15,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data import tfidf
 from streaming_sbp.pairing.index import IN_MEMORY_BYTES
 
 TFIDF, SELF = "tfidf", "self"
-IDF_POWER = 1.5  # of log(1 + n / documents with the word): rare words say what a text is about (docs/experiments.md)
-HASHED_TERMS = 2**22  # columns that words are hashed to; 100,000 distinct words share a column in 2 % of the cases
 SVD_FIT_DOCUMENTS = 2**15  # the projection is fitted on an even sample of this many, then applied to all
 PROJECTED_TOGETHER = 2**14  # documents
 SVD_ITERATIONS = 5  # of the power method; the small singular values need them
-WORD = r"(?u)[^\W\d_]{2,}"  # snake_case is several words
 
 
 class Embedder(Protocol):
@@ -87,9 +83,7 @@ class TfidfEmbedder:
 
     def __init__(self, dimensions: int, max_features: int, seed: int):
         self._dimensions, self._max_features, self._seed = dimensions, max_features, seed % 2**32
-        self._counter = HashingVectorizer(
-            n_features=HASHED_TERMS, token_pattern=WORD, alternate_sign=False, norm=None, dtype=np.float32
-        )
+        self._counter = tfidf.counter()
 
     def embed(self, batches: Iterable[list[str]]) -> Iterator[np.ndarray]:
         blocks = [self._counter.transform(batch) for batch in batches if batch]
@@ -100,7 +94,7 @@ class TfidfEmbedder:
         if not counts.nnz:
             yield np.zeros((counts.shape[0], 1), dtype=np.float32)
             return
-        weights = weigh(counts)
+        weights = tfidf.weigh(counts, tfidf.num_documents_with(counts), counts.shape[0])
         project = self._projection(weights)
         for start in range(0, weights.shape[0], PROJECTED_TOGETHER):
             yield unit_rows(project(weights[start : start + PROJECTED_TOGETHER]))
@@ -131,25 +125,12 @@ class SentenceEmbedder:
         return unit_rows(self._model.encode(texts, convert_to_numpy=True, show_progress_bar=False))
 
 
-def weigh(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """(1 + log count) * log(1 + n / documents with the word) ** `IDF_POWER`, rows of unit norm (Salton 1988).
-
-    Next to scikit-learn's default, words that nearly every document has count for little.
-    """
-    num_documents, num_terms = counts.shape
-    num_documents_with = np.bincount(counts.indices, minlength=num_terms)
-    rarity = np.log1p(num_documents / np.maximum(num_documents_with, 1)) ** IDF_POWER
-    weights = counts.astype(np.float64)
-    weights.data = (1 + np.log(weights.data)) * rarity[weights.indices]
-    return normalize(weights).astype(np.float32)
-
-
 def most_frequent(counts: sparse.csr_matrix, max_terms: int) -> sparse.csr_matrix:
     """Without the columns no document has, and at most ``max_terms`` of those that most documents have."""
-    num_documents_with = np.bincount(counts.indices, minlength=counts.shape[1])
-    columns = np.flatnonzero(num_documents_with)
+    num_with = tfidf.num_documents_with(counts)
+    columns = np.flatnonzero(num_with)
     if len(columns) > max_terms:
-        order = np.argsort(-num_documents_with[columns], kind="stable")
+        order = np.argsort(-num_with[columns], kind="stable")
         columns = np.sort(columns[order[:max_terms]])
     return counts[:, columns]
 

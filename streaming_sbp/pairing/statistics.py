@@ -35,7 +35,7 @@ class Similarities:
 
 
 def of_random_pairs(embeddings: np.ndarray, run_seed: int) -> np.ndarray:
-    """Similarities of `NUM_RANDOM_PAIRS` pairs of different documents that have a vector, float32; none if there are none.
+    """Similarities of `NUM_RANDOM_PAIRS` pairs of two documents that have a vector, float32; none of fewer than two.
 
     They say where the noise lies: what unrelated documents measure, and those few of a random pair that are related.
     """

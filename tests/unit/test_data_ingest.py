@@ -458,11 +458,12 @@ def test_progress_reaches_the_total_of_every_phase(tmp_path, texts):
     ingest(settings(tmp_path, texts, max_documents=100), reports.append)
     size = (tmp_path / "corpus.jsonl").stat().st_size
     phases = list(dict.fromkeys(report.phase for report in reports))
-    assert phases == ["read", "tokenizer", "encode"]
+    assert phases == ["read", "divide", "tokenizer", "encode"]
     last = {report.phase: (report.done, report.total, report.unit) for report in reports}
     train = ingest(settings(tmp_path, max_documents=100)).manifest.num_documents["train"]
     assert last == {
         "read": (size, size, "bytes"),
+        "divide": (train, train, "documents"),
         "tokenizer": (train, train, "documents"),
         "encode": (100, 100, "documents"),
     }

@@ -11,9 +11,9 @@ from scipy import sparse
 
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data.tfidf import IDF_POWER
 from streaming_sbp.pairing import embed
 from streaming_sbp.pairing.embed import (
-    IDF_POWER,
     SentenceEmbedder,
     TfidfEmbedder,
     make_embedder,
