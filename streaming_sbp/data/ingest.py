@@ -36,6 +36,7 @@ from streaming_sbp.files import write_json
 TRAIN_TOKENIZER = "train"  # data.tokenizer: train one
 # The counts of words that BPE starts from grow with the text; long before this much text its merges are settled.
 TOKENIZER_TRAINING_BYTES = 2**30
+_BEFORE_IT_WAS_KNOWN = {"heldout_neighbourhoods_share": 0.0}  # what a data set has that was made before the setting
 _PACKAGES = ("streaming-sbp", "tokenizers", "transformers", "webdataset", "pyarrow")
 
 
@@ -190,12 +191,14 @@ def _occupied(path: Path) -> bool:
 
 def _existing(path: Path, settings: dict[str, Any]) -> IngestSummary:
     manifest = Dataset.open(path).manifest
-    made_with = {**_settings(config.Data(), ()), **manifest.settings}  # a setting it does not know had no effect
+    default = _settings(config.Data(), ())
+    made_with = {**default, **_BEFORE_IT_WAS_KNOWN, **manifest.settings}  # a setting it does not know had no effect
     absent = "not set"
     changes = [
         f"data.{key}: {made_with.get(key, absent)!r} -> {settings.get(key, absent)!r}"
         for key in sorted({*settings, *made_with})
         if made_with.get(key, absent) != settings.get(key, absent)
+        and not (key not in manifest.settings and settings.get(key) == default.get(key))  # not asked for by anybody
     ]
     if changes:
         raise ConfigError(

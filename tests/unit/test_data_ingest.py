@@ -245,6 +245,19 @@ def test_an_existing_data_set_is_returned_only_for_equal_settings(tmp_path, text
     assert Dataset.open(tmp_path / "set").manifest == first.manifest
 
 
+def test_a_data_set_from_before_neighbourhoods_is_one_without(tmp_path, texts):
+    """It stays usable with the default, and says so when somebody asks for some."""
+    ingest(settings(tmp_path, texts, heldout_neighbourhoods_share=0.0))
+    path = tmp_path / "set" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["heldout_neighbourhoods_share"]
+    path.write_text(json.dumps(manifest))
+    for usable in ({}, {"heldout_neighbourhoods_share": 0.0}):
+        assert ingest(settings(tmp_path, **usable)).existed
+    with pytest.raises(ConfigError, match=r"data\.heldout_neighbourhoods_share: 0\.0 -> 0\.1"):
+        ingest(settings(tmp_path, heldout_neighbourhoods_share=0.1))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, texts):
     (tmp_path / "set").mkdir()
     ingest(settings(tmp_path, texts))  # an empty folder is fine
