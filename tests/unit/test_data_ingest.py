@@ -275,7 +275,7 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.parametrize("phase", ["read", "tokenizer", "encode"])
+@pytest.mark.parametrize("phase", ["read", "divide", "tokenizer", "encode"])
 @pytest.mark.parametrize("at_end", [False, True])
 def test_an_interrupted_ingest_leaves_nothing_and_can_be_repeated(tmp_path, texts, phase, at_end):
     def interrupt(progress):
