@@ -124,10 +124,23 @@ class ExperimentRunner:
             if _cores_of(config) > free and self._running:
                 continue
             waiting.remove(trial)
+            self._check_unchanged(trial, config)
             if _progress(config)[0] == "done":
                 self._read(trial, config)
             else:
                 self._start(trial, config)
+
+    def _check_unchanged(self, trial: Trial, config: Config) -> None:
+        """An earlier run of the trial must have had this configuration. Raises ConfigError."""
+        try:
+            before = RunDir(config.run.dir).config()
+        except ConfigError:
+            return  # there is none yet
+        if changes := configuration.differences(before, config):
+            raise ConfigError(
+                f"{trial}: {config.run.dir} was made with another configuration ({'; '.join(changes)}); choose another "
+                "--out, or delete that folder to run this arm again"
+            )
 
     def _given(self, trial: Trial) -> str | None:
         """The folder of the snapshot that the trial is given, "" when it needs none, None when there is none yet."""

@@ -81,6 +81,7 @@ class Model(Section):
     max_position_embeddings: Positive = 1024  # longest sequence trained or generated
     rope_theta: PositiveFloat = 10000.0  # base of the rotary embedding; raise for long contexts
     tie_word_embeddings: bool = True  # input and output embeddings share weights: fewer parameters for small models
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # while training; against overfitting repeated text
     config: str = ""  # a Hugging Face config folder or name instead of the fields above
 
 

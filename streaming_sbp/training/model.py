@@ -86,5 +86,6 @@ def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
         max_position_embeddings=model.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         tie_word_embeddings=model.tie_word_embeddings,
+        attention_dropout=model.attention_dropout,
         **special,
     )
