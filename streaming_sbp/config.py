@@ -81,7 +81,7 @@ class Model(Section):
     max_position_embeddings: Positive = 1024  # longest sequence trained or generated
     rope_theta: PositiveFloat = 10000.0  # base of the rotary embedding; raise for long contexts
     tie_word_embeddings: bool = True  # input and output embeddings share weights: fewer parameters for small models
-    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # while training; against overfitting repeated text
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # while training, against overfitting
     config: str = ""  # a Hugging Face config folder or name instead of the fields above
 
 
@@ -98,7 +98,8 @@ class Training(Section):
     beta1: Share = 0.9  # AdamW, first moment
     beta2: Share = 0.95  # AdamW, second moment; lower for noisy, small batches
     gradient_clip: PositiveFloat = 1.0  # global L2 norm
-    precision: Literal["bf16", "fp32"] = "bf16"  # autocast of the forward pass; weights stay fp32
+    # "auto": bf16 where the hardware multiplies it, else fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # autocast of the forward pass; weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
     cpu_threads: Positive = 1  # torch threads of the trainer; more only where cores are free
     on_non_finite: Literal["stop", "skip"] = "stop"  # NaN or infinite loss: stop with the batch named, or skip the step
@@ -218,7 +219,7 @@ class Generator(Section):
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
-    precision: Literal["bf16", "fp32"] = "bf16"  # of weights and cache while sampling
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of weights and cache while sampling
 
 
 class Stream(Section):
