@@ -30,7 +30,7 @@ def trial(arm, seed, losses, accuracies=None, compute_per_token=1.0, point=None)
         Point(1000 * k, 1000 * k * compute_per_token, float(k), loss, loss / 3, accuracy, None)
         for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
-    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", {})
+    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", "", {})
 
 
 def compared(*trials, experiment=EXPERIMENT):
