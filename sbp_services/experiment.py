@@ -26,6 +26,7 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
 from streaming_sbp.experiment import comparison, results
 from streaming_sbp.experiment.arms import Experiment, Trial
+from streaming_sbp.experiment.compute import cost_of_newest_snapshot
 from streaming_sbp.experiment.results import TrialResult
 from streaming_sbp.files import write_atomically
 from streaming_sbp.rundir import RunDir
@@ -178,7 +179,7 @@ class ExperimentRunner:
 
     def _read(self, trial: Trial, config: Config) -> TrialResult:
         source, file = self._source(trial), self._file(trial, ".toml")
-        given = results.cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
+        given = cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
         found = results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given)
         self._found[trial] = found
         self._write()
