@@ -5,9 +5,10 @@
 ``share_error``: two sources at 50 % by tokens, mean lengths 700 and 340 (exponential), 40 seeds; percentage points at a
 million tokens, and the furthest that any prefix was off, in documents (of the longest so far). Baselines: documents
 drawn with the share as their weight; drawn with weights corrected for the true mean lengths; the largest deficit first.
-``sources``: the furthest of any prefix for 2, 3 and 5 sources, ours and the largest deficit first. ``waiting``: the most
-synthetic documents that ever wait in the packer with its defaults, by share: those that are trained although their
-snapshot was rolled back meanwhile; synthetic documents of about 130 tokens, real ones of 340, 10 seeds.
+``sources``: the furthest of any prefix for 2, 3 and 5 sources, ours and the largest deficit first.
+``waiting``: the most synthetic documents that ever wait in the packer with its defaults, by share: those that are
+trained although their snapshot was rolled back meanwhile; synthetic documents of about 130 tokens, real ones of 340,
+10 seeds.
 """
 
 from __future__ import annotations
