@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from streaming_sbp.telemetry.catalogue import MAX_DEPTH
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -218,6 +220,9 @@ class Generator(Section):
     max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
+    # Synthetic documents as seed documents, too: more varied text, further from what is real
+    second_round_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the seed documents; 0: real ones only
+    max_depth: Annotated[int, Field(ge=2, le=MAX_DEPTH)] = 2  # of a document: 1 + its seed's; a real one has 0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of weights and cache while sampling
 
@@ -331,6 +336,11 @@ class Config(Section):
             raise ValueError(
                 'pairing.embedder = "self", mix.pair_share above 0: the embedder waits for a checkpoint, and the '
                 "trainer for the pairs; choose another embedder"
+            )
+        if self.generator.second_round_share and mode == "unconditional":
+            raise ValueError(
+                f"generator.second_round_share = {self.generator.second_round_share:g}: expected 0 with "
+                'synthesizer.mode = "unconditional", which has no seed documents'
             )
         if self.generator.engine == "vllm" and self.generator.temperature > 2.0:
             raise ValueError(f"generator.temperature = {self.generator.temperature}: vLLM takes at most 2")

@@ -182,12 +182,6 @@ def load_trials(file: Path) -> dict[Trial, TrialResult]:
     return {result.trial: result for result in found if result.state == "done"}
 
 
-def cost_of_newest_snapshot(run: RunDir) -> float:
-    """Tokens trained and tuned for it, of a run that gives its snapshot to another."""
-    published = [s for s in _snapshots(history.load(run)) if s.verdict == "published"]
-    return float(published[-1].parent_tokens + published[-1].tuned_tokens) if published else 0.0
-
-
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:
     return [
         SnapshotResult(

@@ -21,7 +21,17 @@ from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, Snapsh
 
 Status = dict[str, Any]
 ENDED = ("stopped", "done", "failed")  # states after which a process is meant to be gone
-LEDGER = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance", "dropped_by_reason", "by_generator")
+LEDGER = (
+    "sent",
+    "trained",
+    "buffered",
+    "in_flight",
+    "dropped",
+    "imbalance",
+    "dropped_by_reason",
+    "by_generator",
+    "trained_by_depth",
+)
 MIX = {
     "scheduled": "scheduled_share",
     "current": "current_share",
