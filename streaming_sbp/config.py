@@ -68,7 +68,7 @@ class Pairing(Section):
     threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
     pairs_per_document: Annotated[float, Field(ge=0.0)] = 0.0  # above 0: the threshold that gives so many, on average
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
-    near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
+    near_duplicate_jaccard: Share = 0.5  # documents that share as much of their shingles are copies: one of them pairs
     shingle_tokens: Positive = 13  # length of a shingle
     heldout_share: Share = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
 

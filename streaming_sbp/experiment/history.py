@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from streaming_sbp.files import read_json
+from streaming_sbp.pairing.pairs import STATISTICS_NAME
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import Record, read_records, without_superseded
 from streaming_sbp.telemetry.summary import Event, describe
@@ -60,6 +62,7 @@ class RunHistory:
     blocked_s: dict[str, float]  # generator -> time without credit
     events: list[Event]
     times: np.ndarray  # of all records of all roles, sorted
+    pairs: dict[str, Any]  # RUN/pairs/statistics.json; empty while there is none
 
     def active_minutes(self, times: np.ndarray) -> np.ndarray:
         """Minutes since the start, time in which nothing ran left out."""
@@ -97,6 +100,7 @@ def load(run: RunDir) -> RunHistory:
         blocked_s={name: sum(r.get("blocked_s") or 0.0 for r in ends) for name, ends in throughput.items()},
         events=_events(by_role),
         times=np.sort(np.array([r["time"] for records in by_role.values() for r in records], dtype=np.float64)),
+        pairs=read_json(run.pairs / STATISTICS_NAME) or {},
     )
 
 
