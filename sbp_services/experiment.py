@@ -203,17 +203,11 @@ class ExperimentRunner:
 
     def _read(self, trial: Trial, config: Config) -> TrialResult:
         source, file = self._source(trial), self._file(trial, ".toml")
-<<<<<<< HEAD
-        given = results.cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
+        given = cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
         return self._keep(results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given))
 
     def _keep(self, found: TrialResult) -> TrialResult:
         self._found[found.trial] = found
-=======
-        given = cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
-        found = results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given)
-        self._found[trial] = found
->>>>>>> fcc58ec27d895626f32c4347d0937113d1a4cf23
         self._write()
         return found
 
