@@ -16,7 +16,7 @@ import psutil
 
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.records import RecordFollower
+from streaming_sbp.telemetry.records import Record, RecordFollower
 from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, SnapshotSummary, TrainerSummary
 
 Status = dict[str, Any]
@@ -36,6 +36,7 @@ MIX = {
 PID_REUSE_SLACK_S = 2.0
 NUM_EVENTS = 20
 NUM_EVALUATIONS = 40
+SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
 
 
 def collect(run: RunDir) -> Status:
@@ -140,6 +141,7 @@ class StatusCollector:
             "heldout_bits_per_byte": _first(last.get("heldout_bits_per_byte"), said.get("heldout_bits_per_byte")),
             "question_accuracy": _first(last.get("question_accuracy"), said.get("question_accuracy")),
             "heldout_history": [[e.get("tokens"), e.get("heldout_loss")] for e in evaluations[-NUM_EVALUATIONS:]],
+            "heldout_best": _best(evaluations),
         }
 
     def _throughput(
@@ -206,6 +208,13 @@ def _run_state(roles: dict[str, Any], tokens: int | None, done: bool) -> str:
     if tokens is None and all(role["state"] is None for role in roles.values()):
         return "new"
     return "failed" if "failed" in (roles["supervisor"]["state"], roles["trainer"]["state"]) else "stopped"
+
+
+def _best(evaluations: list[Record]) -> list[Any] | None:
+    """Tokens and loss of the evaluation with the lowest held-out loss."""
+    known = [e for e in evaluations if e.get("heldout_loss") is not None and math.isfinite(e["heldout_loss"])]
+    best = min(known, key=lambda e: e["heldout_loss"], default=None)
+    return None if best is None else [best.get("tokens"), best["heldout_loss"]]
 
 
 def _first(*values: Any) -> Any:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status, StatusCollector
+from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, StatusCollector
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -36,7 +36,6 @@ from streaming_sbp.telemetry.text import (
 
 REFRESH_EVERY_S = 1.0
 PLAIN_LINE_EVERY_S = 10.0
-SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
 NUM_ROWS = 18  # of the screen, roles and events apart
 WIDE_ENOUGH_FOR_MEMORY = 96  # columns
 WIDEST = 110  # columns; a wider terminal shows nothing more

@@ -3,7 +3,7 @@ import shlex
 import pytest
 
 from streaming_sbp import config as configuration
-from streaming_sbp.experiment.advice import suggest
+from streaming_sbp.experiment.advice import repairs, suggest
 from streaming_sbp.telemetry.status import collect
 from tests.unit.run_records import FakeRun, make_run
 
@@ -68,3 +68,41 @@ def test_a_failed_role_is_named_with_its_reason(run):
     first = suggest(run, run.config(), status)[0]
     assert first.reason == "tuner ended: no pairs."
     assert first.command == f"tail {shlex.quote(str(run.path))}/logs/tuner.log"
+
+
+def test_who_is_silent_or_was_killed_is_said_in_one_line_each(run):
+    status = collect(run)
+    for name, state, age_s in (
+        ("tuner", "running", 99.0),
+        ("generator-0", "running", 99.0),
+        ("trainer", "running", 1.0),
+    ):
+        status["roles"][name] |= {"state": state, "alive": True, "age_s": age_s}
+    status["roles"]["generator-1"]["state"] = "dead"
+    reasons = [suggestion.reason for suggestion in repairs(run, run.config(), status)]
+    assert reasons == [
+        "generator-1: was killed.",
+        "tuner, generator-0: silent for over 15 s: hangs, or was stopped by somebody.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        (
+            "loss",
+            {"heldout_real": 5.3, "heldout_best": [2_000_000, 5.0]},
+            "Held-out loss is 5.300; it has been 5.000, at 2.00M",
+        ),
+        ("ledger", {"dropped_by_reason": {"stale": 9, "damaged": 2, "oversized": 0}}, "could not be used: 2 damaged."),
+        ("throughput", {"peers": 0}, "No generator is connected"),
+    ],
+)
+def test_what_else_is_wrong(run, section, changes, words):
+    status = collect(run)
+    status["roles"]["trainer"] |= {"state": "running", "alive": True}
+    status["mix"]["current"] = 0.3
+    assert repairs(run, run.config(), status) == []
+    status[section] |= changes
+    found = repairs(run, run.config(), status)
+    assert [words in suggestion.reason for suggestion in found] == [True]
