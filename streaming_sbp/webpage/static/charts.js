@@ -147,6 +147,7 @@ function drawMarks({ ctx, bbox, valToPos, scales }, marks, several) {
   ctx.save();
   ctx.font = `${11 * ratio}px system-ui, sans-serif`;
   ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
   ctx.lineWidth = ratio;
   let free = -Infinity; // where the next label has room
   for (const mark of marks.filter(({ at }) => at != null && at >= scales.x.min && at <= scales.x.max).sort((a, b) => a.at - b.at)) {
@@ -160,8 +161,8 @@ function drawMarks({ ctx, bbox, valToPos, scales }, marks, several) {
     ctx.stroke();
     const label = mark.version == null ? "" : mark.kind === "rollback" ? `back to v${mark.version}` : `v${mark.version}`;
     if (label && x > free) {
-      ctx.fillText(label, x + 3 * ratio, bbox.top + 11 * ratio);
-      free = x + ctx.measureText(label).width + 6 * ratio;
+      ctx.fillText(label, x, bbox.top - 4 * ratio);
+      free = x + ctx.measureText(label).width + 4 * ratio;
     }
   }
   ctx.restore();
