@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status
-from streaming_sbp.telemetry.text import decimal, duration, quantity, whole
+from streaming_sbp.telemetry.text import decimal, duration, quantity, size, whole
 
 NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up
+ROOM_FOR_CHECKPOINTS = 3
 RISEN = 1.05  # of the lowest held-out loss: the bound of the alert SbpHeldoutLossRising
 UNUSABLE = ("malformed", "oversized", "out_of_vocabulary", "damaged")  # reasons of a drop that are nobody's choice
 
@@ -47,6 +49,8 @@ def repairs(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
     run_argument, config_argument = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
     mix, snapshots = status["mix"], status["snapshots"]
     found = _about_processes(config, status, run_argument) + _about_documents(status, run_argument)
+    if status["run"]["state"] == "running" and (full := _nearly_full(run)) is not None:
+        found.append(Suggestion(full, f"df -h {run_argument}"))
     if (risen := _risen(status)) is not None:
         found.append(Suggestion(risen, f"sbp snapshots {run_argument}"))
     if mix["scheduled"] and mix["realised"] is not None and mix["scheduled"] - mix["realised"] > NOTICEABLE_SHARE:
@@ -68,7 +72,7 @@ def _about_processes(config: Config, status: Status, run_argument: str) -> list[
         if role["state"] == "failed"
     ]
     for problem, names in (
-        ("was killed", [name for name, role in roles.items() if role["state"] == "dead"]),
+        ("killed", [name for name, role in roles.items() if role["state"] == "dead"]),
         (f"silent for over {duration(SILENT_AFTER_S)}: hangs, or was stopped by somebody", _silent(roles)),
     ):
         if names:
@@ -96,6 +100,19 @@ def _about_documents(status: Status, run_argument: str) -> list[Suggestion]:
         reason = f"Documents that could not be used: {reasons}."
         found.append(Suggestion(reason, f"sbp status {run_argument} --json"))
     return found
+
+
+def _nearly_full(run: RunDir) -> str | None:
+    """A disk without room for a few checkpoints like the newest one."""
+    newest = max(run.checkpoints.glob("step-*"), default=None)
+    try:
+        needed = sum(path.lstat().st_size for path in newest.rglob("*")) if newest else 0
+        free = shutil.disk_usage(run.path).free
+    except OSError:  # pruned while we looked
+        return None
+    if free >= ROOM_FOR_CHECKPOINTS * needed:
+        return None
+    return f"The disk is nearly full: {size(free)} are free, and a checkpoint has {size(needed)}."
 
 
 def _risen(status: Status) -> str | None:

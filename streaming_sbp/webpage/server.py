@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,15 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-class _ServerV6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Browsers open connections ahead and never use them: nothing to report. What the page itself does wrong, `App`
+        reports."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _ServerV6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -41,7 +50,7 @@ class PageServer:
 
     def __init__(self, runs: RunList, host: str, port: int, with_token: bool = False):
         token = secrets.token_urlsafe(TOKEN_BYTES) if with_token or not is_loopback(host) else ""
-        kind = _ServerV6 if ":" in host else ThreadingWSGIServer
+        kind = _ServerV6 if ":" in host else _Server
         try:
             self._server = kind((host.strip("[]"), port), _Handler)
         except (OSError, OverflowError) as error:

@@ -1,3 +1,4 @@
+import re
 import shlex
 
 import pytest
@@ -28,7 +29,7 @@ def test_every_command_can_be_typed(run):
     changes = {"mix__realised": 0.1, "snapshots__quarantined": 9, "ledger__imbalance": 1}
     for suggestion in advised(run, **changes):
         program, *arguments = shlex.split(suggestion.command)
-        assert program in ("sbp", "tail")
+        assert program in ("sbp", "tail", "df")
         assert any(str(run.path) in argument for argument in arguments)
         if arguments[0] == "run":
             overrides = [argument for argument in arguments[3:] if not argument.startswith("--")]
@@ -81,7 +82,7 @@ def test_who_is_silent_or_was_killed_is_said_in_one_line_each(run):
     status["roles"]["generator-1"]["state"] = "dead"
     reasons = [suggestion.reason for suggestion in repairs(run, run.config(), status)]
     assert reasons == [
-        "generator-1: was killed.",
+        "generator-1: killed.",
         "tuner, generator-0: silent for over 15 s: hangs, or was stopped by somebody.",
     ]
 
@@ -106,3 +107,17 @@ def test_what_else_is_wrong(run, section, changes, words):
     status[section] |= changes
     found = repairs(run, run.config(), status)
     assert [words in suggestion.reason for suggestion in found] == [True]
+
+
+def test_a_disk_without_room_for_a_few_checkpoints(run):
+    status = collect(run)
+    status["run"]["state"] = "running"
+    for name, num_bytes in (("step-00000100", 1), ("step-00000200", 10 * 2**40)):
+        (run.checkpoints / name / "model").mkdir(parents=True)
+        with open(run.checkpoints / name / "model" / "model.safetensors", "wb") as file:
+            file.truncate(num_bytes)  # a hole: no disk is needed
+    (found,) = repairs(run, run.config(), status)
+    assert re.fullmatch(r"The disk is nearly full: .* are free, and a checkpoint has 10\.0 TiB\.", found.reason)
+    assert found.command == f"df -h {shlex.quote(str(run.path))}"
+    status["run"]["state"] = "done"
+    assert repairs(run, run.config(), status) == []

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 from streaming_sbp.experiment import history
@@ -150,17 +151,21 @@ def test_it_goes_on_while_the_run_does(page, serve, tmp_path):
 
 
 def test_several_runs_beside_each_other(page, serve, tmp_path):
-    reached = []
+    reached, evaluations = [], []
     for name, seconds in (("online/seed-0", 200), ("repetition/seed-0", 120)):
         run = make_run(tmp_path / "runs" / name)
         FakeRun(run, seconds=seconds, synthetic=name.startswith("online")).write()
-        reached.append(history.load(run).evaluations[-1]["tokens"])
+        evaluations.append([(e["tokens"], e["heldout_loss"]) for e in history.load(run).evaluations])
+        reached.append(evaluations[-1][-1][0])
     page.open(serve(tmp_path / "runs"))
     page.until("document.querySelector('#chart-loss canvas')")
     assert page.now("document.querySelectorAll('#list input:checked').length") == 1
     page.click("#list input:not(:checked)")
     page.until("document.querySelectorAll('#comparison tbody tr').length === 2")
     assert f"Equal tokens: {min(reached):,}" in page.text("#equal")
+    expected = [f"{np.interp(min(reached), *zip(*found, strict=True)):.3f}" for found in evaluations]
+    shown = page.now("[...document.querySelectorAll('#comparison tbody tr')].map((row) => row.lastChild.textContent)")
+    assert shown == expected
     page.until("document.querySelector('#chart-loss .u-legend').innerText.includes('repetition/seed-0: held-out real')")
     page.click("#axis input[value=time]")
     page.until("location.hash.includes('axis=time') && location.hash.includes('run=online%2Fseed-0')")

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ import pytest
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import set_aside
+from streaming_sbp.webpage import server as webpage_server
 from streaming_sbp.webpage.app import POLICY
 from streaming_sbp.webpage.curves import LIMIT
 from streaming_sbp.webpage.runs import RunList
@@ -188,6 +191,19 @@ def test_a_token_on_loopback_when_asked_for(ended):
         assert ask(first, "/api/runs", Cookie=cookies[1].split(";")[0])[0] == 403
 
 
+def test_a_connection_that_is_never_used_is_closed_without_a_word(ended, monkeypatch, capfd):
+    """Browsers open some ahead."""
+    monkeypatch.setattr(webpage_server._Handler, "timeout", 0.2)
+    with served(ended.path) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as idle:
+            assert idle.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as rude:
+            rude.sendall(b"GET /api/runs/0 HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+        assert ask(server, "/api/runs")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_that_is_taken(ended):
     with served(ended.path) as server, pytest.raises(ConfigError, match=r"cannot listen: .* choose another --port"):
         PageServer(RunList([ended.path]), "127.0.0.1", server.port)
@@ -272,7 +288,7 @@ def test_what_is_wrong_is_said_with_what_to_do(tmp_path):
         content = look(server)
     reasons = [problem["reason"] for problem in content["problems"]]
     assert reasons == [
-        "generator-1: was killed.",
+        "generator-1: killed.",
         "tuner: silent for over 15 s: hangs, or was stopped by somebody.",
         "The ledger does not balance: a defect.",
     ]

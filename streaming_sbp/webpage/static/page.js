@@ -129,6 +129,7 @@ function layOut() {
   byId("curves").hidden = !known.length;
   byId("compared").hidden = runs.length < 2;
   byId("which").hidden = runs.length < 2;
+  document.querySelector("main").classList.toggle("several", runs.length > 1);
   show(byId("focus"), [runs.map(({ name }) => name), run?.name], () => runs.map(({ name }) =>
     element("option", { textContent: name, value: name, selected: name === run.name })));
   if (run && !seen) byId("nothing").hidden = !run.problem, byId("nothing").textContent = `${run.name}: ${run.problem}`;
@@ -164,17 +165,23 @@ function compare(runs) {
   const contents = runs.map((run) => looks.get(run.number).content);
   const evaluations = runs.map((run) => looks.get(run.number).curves.evaluations.columns);
   const reached = Math.min(...evaluations.map(({ tokens }) => tokens.at(-1) ?? 0));
-  const loss = ({ tokens, heldout_loss }) => heldout_loss[tokens.findLastIndex((at) => at <= reached)];
   const texts = ["", "run", "state"], titles = [...texts, ...Object.keys(contents[0].comparison), "held-out at equal tokens"];
   const rows = contents.map((content, i) => ["", content.name, { text: content.state.word, tone: content.state.tone },
-    ...Object.values(content.comparison), reached ? loss(evaluations[i])?.toFixed(3) ?? "–" : "–"]);
+    ...Object.values(content.comparison), lossAt(evaluations[i], reached)?.toFixed(3) ?? "–"]);
   const columns = titles.map((title) => ({ title, number: !texts.includes(title) }));
   show(byId("comparison"), { columns, rows, colours: runs.map(colourOf) }, (content) => {
     const made = table(content, "");
     [...made.tBodies[0].rows].forEach((row, i) => row.cells[0].append(swatch(runs[i])));
     return made;
   });
-  byId("equal").textContent = reached ? `Equal tokens: ${reached.toLocaleString("en")}, which all of them have reached.` : "";
+  byId("equal").textContent = reached ? `Equal tokens: ${reached.toLocaleString("en")}, which all of them have reached; between two evaluations linearly.` : "";
+}
+
+function lossAt({ tokens, heldout_loss }, at) {
+  const before = tokens.findLastIndex((each) => each <= at), after = tokens.findIndex((each) => each >= at);
+  if (before < 0 || after < 0 || heldout_loss[before] == null || heldout_loss[after] == null) return null;
+  const part = after === before ? 0 : (at - tokens[before]) / (tokens[after] - tokens[before]);
+  return heldout_loss[before] + part * (heldout_loss[after] - heldout_loss[before]);
 }
 
 async function readDocuments() {
