@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 import shutil
 from dataclasses import dataclass
-from typing import Any
 
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status
+from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, is_silent
 from streaming_sbp.telemetry.text import decimal, duration, quantity, size, whole
 
 NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up
@@ -73,7 +72,10 @@ def _about_processes(config: Config, status: Status, run_argument: str) -> list[
     ]
     for problem, names in (
         ("killed", [name for name, role in roles.items() if role["state"] == "dead"]),
-        (f"silent for over {duration(SILENT_AFTER_S)}: hangs, or was stopped by somebody", _silent(roles)),
+        (
+            f"silent for over {duration(SILENT_AFTER_S)}: hangs, or was stopped by somebody",
+            [name for name, role in roles.items() if is_silent(role)],
+        ),
     ):
         if names:
             logs = " ".join(f"{run_argument}/logs/{name}.log" for name in names)
@@ -83,10 +85,6 @@ def _about_processes(config: Config, status: Status, run_argument: str) -> list[
         start = f"sbp generate --run {run_argument} --index {config.generator.count}"
         found.append(Suggestion("No generator is connected: what is late is made up by real text.", start))
     return found
-
-
-def _silent(roles: dict[str, dict[str, Any]]) -> list[str]:
-    return [name for name, role in roles.items() if role["alive"] and (role["age_s"] or 0) > SILENT_AFTER_S]
 
 
 def _about_documents(status: Status, run_argument: str) -> list[Suggestion]:

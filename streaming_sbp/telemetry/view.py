@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, StatusCollector
+from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -176,7 +176,7 @@ def _doing(role: dict[str, Any]) -> Text:
     text = Text(one_line(role["detail"] or ""), style="red" if role["state"] in ("failed", "dead") else "")
     if role["restarts"]:
         text = Text.assemble((f"restarted {role['restarts']}× ", "yellow"), text)
-    if role["alive"] and (role["age_s"] or 0) > SILENT_AFTER_S:
+    if is_silent(role):
         text = Text.assemble((f"silent for {duration(role['age_s'])} ", "bold red"), text)
     return text
 

@@ -13,7 +13,7 @@ from typing import Any
 from streaming_sbp.experiment import advice, quality
 from streaming_sbp.experiment.history import RunHistory, Snapshot
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status
+from streaming_sbp.telemetry.status import Status, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     decimal,
@@ -94,7 +94,7 @@ def _word(status: Status) -> str:
         return "not started"
     if run["state"] != "running":
         return str(run["state"])
-    if trainer["alive"] and (trainer["age_s"] or 0) > SILENT_AFTER_S:
+    if is_silent(trainer):
         return f"no heartbeat for {duration(trainer['age_s'])}"
     if trainer["state"] in ("failed", "dead"):
         return "trainer is down"
@@ -214,7 +214,6 @@ def _roles(status: Status) -> Json:
     for name, role in status["roles"].items():
         state_cell = _toned(role["state"] or "not started")
         heard = duration(role["age_s"]) + " ago" if role["age_s"] is not None else NOTHING
-        silent = role["alive"] and (role["age_s"] or 0) > SILENT_AFTER_S
         restarts = role["restarts"]
         memory = size(role["rss_bytes"]) if role["alive"] else NOTHING
         rows.append(
@@ -223,7 +222,7 @@ def _roles(status: Status) -> Json:
                 state_cell,
                 one_line(role["detail"] or ""),
                 _share(role["progress"]),
-                {"text": heard, "tone": "bad" if silent else "plain"},
+                {"text": heard, "tone": "bad" if is_silent(role) else "plain"},
                 {"text": whole(restarts), "tone": "warn" if restarts else "plain"},
                 memory,
             ]

@@ -75,6 +75,7 @@ def test_who_is_silent_or_was_killed_is_said_in_one_line_each(run):
     status = collect(run)
     for name, state, age_s in (
         ("tuner", "running", 99.0),
+        ("pairer", "starting", 99.0),
         ("generator-0", "running", 99.0),
         ("trainer", "running", 1.0),
     ):
