@@ -1,6 +1,6 @@
 // The charts, drawn by uPlot (a global of its script). One run: a colour for each line. Several: a colour for each run.
 
-import { byId, element } from "./elements.js";
+import { byId, clock as clockTime, element } from "./elements.js";
 
 // What is not known is left blank.
 const percent = (value) => (value == null ? "" : `${(100 * value).toFixed(1)} %`);
@@ -107,7 +107,7 @@ function made(chart, lines, data, marks, axis, several) {
   const place = CHARTS.slice(CHARTS.indexOf(chart) + 1).map((later) => byId(`chart-${later.id}`)).find(Boolean);
   byId("charts").insertBefore(figure, place ?? null);
   const clock = axis === "time" && !several;
-  const inX = axis === "tokens" ? quantity : elapsed;
+  const inX = axis === "tokens" ? quantity : clock ? (value) => (value == null ? "" : clockTime(value)) : elapsed;
   const incrs = axis === "tokens" || clock ? undefined : STEPS_S;
   const axes = { stroke: style("soft"), grid: { stroke: style("line"), width: 1 }, ticks: { stroke: style("line"), width: 1 } };
   const size = () => ({ width: Math.max(200, figure.clientWidth - 16), height: figure.clientWidth < 500 ? 210 : 250 });
@@ -121,7 +121,7 @@ function made(chart, lines, data, marks, axis, several) {
       { ...axes, size: 56, values: (_, ticks) => ticks.map(chart.format === decimal ? (v) => +v.toFixed(3) : chart.format) },
     ],
     series: [
-      { label: axis === "tokens" ? "tokens" : "time", ...(clock ? {} : { value: (_, value) => inX(value) }) },
+      { label: axis === "tokens" ? "tokens" : "time", value: (_, value) => inX(value) },
       ...lines.map((line) => ({
         label: several ? `${line.run.name}: ${line.label}` : line.label,
         stroke: several ? style(`run-${line.run.colour}`) : style(line.colour),
