@@ -260,6 +260,27 @@ def status(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", hel
 
 
 @app.command()
+def dashboard(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories, or folders that hold runs; runs/ by default.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; off loopback a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8600,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a token on loopback, too.")] = False,
+) -> None:
+    """A local web page of live and past runs: curves, mix, roles, ledger, snapshots, documents. Ctrl-C ends it."""
+    from streaming_sbp.webpage.runs import RunList
+    from streaming_sbp.webpage.server import serve
+
+    found = RunList(runs or [])
+
+    def say(url: str) -> None:
+        typer.echo(f"{len(found)} {'run' if len(found) == 1 else 'runs'}; open {url} (Ctrl-C ends)")
+
+    serve(found, host, port, token, say)
+
+
+@app.command()
 def report(
     run: RunArgument, out: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/report by default.")] = None
 ) -> None:

@@ -62,7 +62,18 @@ def sample(run: RunDir, count: int, seed: int) -> list[PeekedDocument]:
     Raises ConfigError when the run's data set is not there.
     """
     journal = Journal(run.journal)
-    positions = [position for position in spread(len(journal), count, seed) if journal.is_intact(position)]
+    return _read(run, journal, spread(len(journal), count, seed))
+
+
+def newest(run: RunDir, count: int) -> list[PeekedDocument]:
+    """The last ``count`` documents of the journal, the newest first; as `sample` otherwise."""
+    journal = Journal(run.journal)
+    last = len(journal) - 1
+    return _read(run, journal, list(range(last, max(last - count, journal.first - 1), -1)))
+
+
+def _read(run: RunDir, journal: Journal, positions: list[int]) -> list[PeekedDocument]:
+    positions = [position for position in positions if journal.is_intact(position)]
     if not positions:
         return []
     config = run.config()

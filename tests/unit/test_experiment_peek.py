@@ -61,6 +61,12 @@ def test_another_seed_shows_others(run):
     assert first != second
 
 
+def test_the_newest_are_the_last_that_arrived(run):
+    assert [d.index for d in peek.newest(run, 3)] == [19, 18, 17]
+    found = peek.newest(run, 100)
+    assert [(document.seed_text, document.text) for document in found] == PAIRS[::-1]
+
+
 def test_the_seed_is_cut_as_the_generator_saw_it(tmp_path):
     run = make_run(tmp_path / "run", ("synthesizer.max_seed_tokens=4",))
     add_documents(run, PAIRS)

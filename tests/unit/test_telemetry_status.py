@@ -109,6 +109,7 @@ def test_an_ended_run(ended):
     history = status["loss"]["heldout_history"]
     assert [tokens for tokens, _ in history] == sorted({tokens for tokens, _ in history})
     assert history[-1][1] == status["loss"]["heldout_real"] < history[0][1]
+    assert status["loss"]["heldout_best"] == min(history, key=lambda evaluation: evaluation[1])
     assert [(name, role["restarts"]) for name, role in status["roles"].items() if role["restarts"]] == [
         ("generator-1", 1)
     ]
