@@ -260,6 +260,27 @@ def status(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", hel
 
 
 @app.command()
+def dashboard(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run directories, or folders that hold runs; runs/ by default.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; off loopback a token is needed.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8600,
+    token: Annotated[bool, typer.Option("--token", help="Ask for a token on loopback, too.")] = False,
+) -> None:
+    """A local web page of live and past runs: curves, mix, roles, ledger, snapshots, documents. Ctrl-C ends it."""
+    from streaming_sbp.webpage.runs import RunList
+    from streaming_sbp.webpage.server import serve
+
+    found = RunList(runs or [])
+
+    def say(url: str) -> None:
+        typer.echo(f"{len(found)} {'run' if len(found) == 1 else 'runs'}; open {url} (Ctrl-C ends)")
+
+    serve(found, host, port, token, say)
+
+
+@app.command()
 def report(
     run: RunArgument, out: Annotated[Path | None, typer.Option("--out", help="Folder; RUN/report by default.")] = None
 ) -> None:
@@ -281,6 +302,34 @@ def peek(
     run_dir = RunDir(run)
     console = Console()
     console.print(peeking.render(peeking.sample(run_dir, count, seed)))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    tasks: Annotated[str, typer.Option("--tasks", help="Of lm-evaluation-harness, as in hellaswag,piqa.")],
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", exists=True, file_okay=False, help="Folder with tasks of your own.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="As in step-00001000; the newest by default.")] = "",
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, help="As the task says by default.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Examples of each task; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Benchmarks: lm-evaluation-harness (extra `eval`) on a checkpoint; kept in RUN/evaluations."""
+    from streaming_sbp.experiment import lm_eval
+
+    run_dir = RunDir(run)
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    request = lm_eval.Request(names, include_path, num_fewshot, limit, batch_size)
+    result = lm_eval.evaluate(run_dir, lm_eval.choose_checkpoint(run_dir, checkpoint), request)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        Console().print(lm_eval.table(result))
 
 
 @app.command()

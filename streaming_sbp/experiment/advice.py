@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import dataclass
 
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status
+from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, is_silent
+from streaming_sbp.telemetry.text import decimal, duration, quantity, size, whole
 
 NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up
+ROOM_FOR_CHECKPOINTS = 3
+RISEN = 1.05  # of the lowest held-out loss: the bound of the alert SbpHeldoutLossRising
+UNUSABLE = ("malformed", "oversized", "out_of_vocabulary", "damaged")  # reasons of a drop that are nobody's choice
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Suggestion:
 
 def suggest(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
     """The most urgent first."""
-    run_argument, config_argument = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
-    suggestions = _repairs(config, status, run_argument, config_argument)
+    config_argument = shlex.quote(str(run.path / "config.toml"))
+    suggestions = repairs(run, config, status)
     if status["run"]["state"] in ("stopped", "failed"):
         suggestions.append(Suggestion("Go on from the last checkpoint.", f"sbp run --config {config_argument}"))
     if status["run"]["state"] == "done":
@@ -32,18 +37,21 @@ def suggest(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
         reason = "See what the synthetic text brings: train as long on real text only, and compare held-out losses."
         suggestions.append(Suggestion(reason, f"sbp run --config {config_argument} {control}"))
     if status["mix"]["realised"]:
-        suggestions.append(Suggestion("Read more synthetic documents.", f"sbp peek {run_argument} -n 20 --seed 1"))
+        suggestions.append(
+            Suggestion("Read more synthetic documents.", f"sbp peek {shlex.quote(str(run.path))} -n 20 --seed 1")
+        )
     return suggestions
 
 
-def _repairs(config: Config, status: Status, run_argument: str, config_argument: str) -> list[Suggestion]:
-    mix, snapshots, found = status["mix"], status["snapshots"], []
-    for name, role in status["roles"].items():
-        if role["state"] in ("failed", "dead"):
-            reason = f"{name} ended: {role['detail'] or 'killed'}."
-            found.append(Suggestion(reason, f"tail {run_argument}/logs/{name}.log"))
-    if status["ledger"]["imbalance"]:
-        found.append(Suggestion("The ledger does not balance: a defect.", f"sbp status {run_argument} --json"))
+def repairs(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
+    """What is wrong now, the most urgent first; empty when nothing is."""
+    run_argument, config_argument = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
+    mix, snapshots = status["mix"], status["snapshots"]
+    found = _about_processes(config, status, run_argument) + _about_documents(status, run_argument)
+    if status["run"]["state"] == "running" and (full := _nearly_full(run)) is not None:
+        found.append(Suggestion(full, f"df -h {run_argument}"))
+    if (risen := _risen(status)) is not None:
+        found.append(Suggestion(risen, f"sbp snapshots {run_argument}"))
     if mix["scheduled"] and mix["realised"] is not None and mix["scheduled"] - mix["realised"] > NOTICEABLE_SHARE:
         more = f"generator.count={config.generator.count + 1} --accept-changes"
         reason = "Synthesis did not keep up with the schedule: add a generator, or lower mix.synthetic_share."
@@ -53,3 +61,60 @@ def _repairs(config: Config, status: Status, run_argument: str, config_argument:
         reason = "Most candidates failed the gate (see the timeline for the measures): tune longer, or later."
         found.append(Suggestion(reason, f"sbp run --config {config_argument} {more}"))
     return found
+
+
+def _about_processes(config: Config, status: Status, run_argument: str) -> list[Suggestion]:
+    roles = status["roles"]
+    found = [
+        Suggestion(f"{name} ended: {role['detail'] or 'no reason given'}.", f"tail {run_argument}/logs/{name}.log")
+        for name, role in roles.items()
+        if role["state"] == "failed"
+    ]
+    for problem, names in (
+        ("killed", [name for name, role in roles.items() if role["state"] == "dead"]),
+        (
+            f"silent for over {duration(SILENT_AFTER_S)}: hangs, or was stopped by somebody",
+            [name for name, role in roles.items() if is_silent(role)],
+        ),
+    ):
+        if names:
+            logs = " ".join(f"{run_argument}/logs/{name}.log" for name in names)
+            found.append(Suggestion(f"{', '.join(names)}: {problem}.", f"tail {logs}"))
+    training = status["roles"]["trainer"]["state"] == "running"
+    if training and status["mix"]["current"] and status["throughput"]["peers"] == 0:
+        start = f"sbp generate --run {run_argument} --index {config.generator.count}"
+        found.append(Suggestion("No generator is connected: what is late is made up by real text.", start))
+    return found
+
+
+def _about_documents(status: Status, run_argument: str) -> list[Suggestion]:
+    ledger, found = status["ledger"], []
+    if ledger["imbalance"]:
+        found.append(Suggestion("The ledger does not balance: a defect.", f"sbp status {run_argument} --json"))
+    dropped = ledger["dropped_by_reason"] or {}
+    unusable = {reason: dropped[reason] for reason in UNUSABLE if dropped.get(reason)}
+    if unusable:
+        reasons = ", ".join(f"{whole(count)} {reason.replace('_', ' ')}" for reason, count in unusable.items())
+        reason = f"Documents that could not be used: {reasons}."
+        found.append(Suggestion(reason, f"sbp status {run_argument} --json"))
+    return found
+
+
+def _nearly_full(run: RunDir) -> str | None:
+    """A disk without room for a few checkpoints like the newest one."""
+    newest = max(run.checkpoints.glob("step-*"), default=None)
+    try:
+        needed = sum(path.lstat().st_size for path in newest.rglob("*")) if newest else 0
+        free = shutil.disk_usage(run.path).free
+    except OSError:  # pruned while we looked
+        return None
+    if free >= ROOM_FOR_CHECKPOINTS * needed:
+        return None
+    return f"The disk is nearly full: {size(free)} are free, and a checkpoint has {size(needed)}."
+
+
+def _risen(status: Status) -> str | None:
+    now, best = status["loss"]["heldout_real"], status["loss"]["heldout_best"]
+    if now is None or best is None or now <= RISEN * best[1]:
+        return None
+    return f"Held-out loss is {decimal(now)}; it has been {decimal(best[1])}, at {quantity(best[0])} tokens."

@@ -16,12 +16,22 @@ import psutil
 
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.records import RecordFollower
+from streaming_sbp.telemetry.records import Record, RecordFollower
 from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, SnapshotSummary, TrainerSummary
 
 Status = dict[str, Any]
 ENDED = ("stopped", "done", "failed")  # states after which a process is meant to be gone
-LEDGER = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance", "dropped_by_reason", "by_generator")
+LEDGER = (
+    "sent",
+    "trained",
+    "buffered",
+    "in_flight",
+    "dropped",
+    "imbalance",
+    "dropped_by_reason",
+    "by_generator",
+    "trained_by_depth",
+)
 MIX = {
     "scheduled": "scheduled_share",
     "current": "current_share",
@@ -36,6 +46,8 @@ MIX = {
 PID_REUSE_SLACK_S = 2.0
 NUM_EVENTS = 20
 NUM_EVALUATIONS = 40
+SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
+LOADS_WITHIN_S = 120.0  # libraries, data set and model of a process that starts
 
 
 def collect(run: RunDir) -> Status:
@@ -140,6 +152,7 @@ class StatusCollector:
             "heldout_bits_per_byte": _first(last.get("heldout_bits_per_byte"), said.get("heldout_bits_per_byte")),
             "question_accuracy": _first(last.get("question_accuracy"), said.get("question_accuracy")),
             "heldout_history": [[e.get("tokens"), e.get("heldout_loss")] for e in evaluations[-NUM_EVALUATIONS:]],
+            "heldout_best": _best(evaluations),
         }
 
     def _throughput(
@@ -192,6 +205,12 @@ def is_alive(role: dict[str, Any]) -> bool:
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and started <= updated + PID_REUSE_SLACK_S
 
 
+def is_silent(role: dict[str, Any]) -> bool:
+    """Of a role in the status object: it lives, and has not said anything for too long."""
+    patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
+    return role["alive"] and role["state"] != "failed" and (role["age_s"] or 0) > patience_s
+
+
 def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
     """The roles this run is made of, started or not, then any others that ever ran."""
     expected = ["supervisor", "trainer", "pairer", "tuner", *(f"generator-{k}" for k in range(config.generator.count))]
@@ -206,6 +225,13 @@ def _run_state(roles: dict[str, Any], tokens: int | None, done: bool) -> str:
     if tokens is None and all(role["state"] is None for role in roles.values()):
         return "new"
     return "failed" if "failed" in (roles["supervisor"]["state"], roles["trainer"]["state"]) else "stopped"
+
+
+def _best(evaluations: list[Record]) -> list[Any] | None:
+    """Tokens and loss of the evaluation with the lowest held-out loss."""
+    known = [e for e in evaluations if e.get("heldout_loss") is not None and math.isfinite(e["heldout_loss"])]
+    best = min(known, key=lambda e: e["heldout_loss"], default=None)
+    return None if best is None else [best.get("tokens"), best["heldout_loss"]]
 
 
 def _first(*values: Any) -> Any:

@@ -155,6 +155,19 @@ def _swap(record: Record) -> tuple[str, str]:
     return f"swapped in snapshot v{record.get('version')}, pause {duration(record.get('pause_s'))}", "good"
 
 
+def _announced(record: Record) -> tuple[str, str] | None:
+    """What the tuner publishes has an event of its own."""
+    if record.get("by") not in ("trainer", "person"):
+        return None
+    return f"snapshot v{record.get('version')} serves, as the {record['by']} says: {record.get('reason')}", "plain"
+
+
+def _drift(record: Record) -> tuple[str, str]:
+    reasons = "; ".join(map(str, record.get("reasons") or ())) or "no reason recorded"
+    action = str(record.get("action")).replace("_", " ")
+    return f"drift of snapshot {str(record.get('snapshot'))[:8]}, {action}: {reasons}", "bad"
+
+
 _DESCRIPTIONS = {
     "snapshot": _snapshot,
     "role_died": _died,
@@ -166,4 +179,7 @@ _DESCRIPTIONS = {
     "checkpoint_failed": lambda r: (f"checkpoint failed: {r.get('reason')}", "bad"),
     "swap": _swap,
     "swap_failed": lambda r: (f"could not load a snapshot: {r.get('reason')}", "bad"),
+    "announced": _announced,
+    "drift": _drift,
+    "history_changed": lambda r: (f"steps could not be repeated as they were: {r.get('reason')}", "bad"),
 }

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status, StatusCollector
+from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -36,7 +36,6 @@ from streaming_sbp.telemetry.text import (
 
 REFRESH_EVERY_S = 1.0
 PLAIN_LINE_EVERY_S = 10.0
-SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
 NUM_ROWS = 18  # of the screen, roles and events apart
 WIDE_ENOUGH_FOR_MEMORY = 96  # columns
 WIDEST = 110  # columns; a wider terminal shows nothing more
@@ -177,7 +176,7 @@ def _doing(role: dict[str, Any]) -> Text:
     text = Text(one_line(role["detail"] or ""), style="red" if role["state"] in ("failed", "dead") else "")
     if role["restarts"]:
         text = Text.assemble((f"restarted {role['restarts']}× ", "yellow"), text)
-    if role["alive"] and (role["age_s"] or 0) > SILENT_AFTER_S:
+    if is_silent(role):
         text = Text.assemble((f"silent for {duration(role['age_s'])} ", "bold red"), text)
     return text
 

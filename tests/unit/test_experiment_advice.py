@@ -1,9 +1,10 @@
+import re
 import shlex
 
 import pytest
 
 from streaming_sbp import config as configuration
-from streaming_sbp.experiment.advice import suggest
+from streaming_sbp.experiment.advice import repairs, suggest
 from streaming_sbp.telemetry.status import collect
 from tests.unit.run_records import FakeRun, make_run
 
@@ -28,7 +29,7 @@ def test_every_command_can_be_typed(run):
     changes = {"mix__realised": 0.1, "snapshots__quarantined": 9, "ledger__imbalance": 1}
     for suggestion in advised(run, **changes):
         program, *arguments = shlex.split(suggestion.command)
-        assert program in ("sbp", "tail")
+        assert program in ("sbp", "tail", "df")
         assert any(str(run.path) in argument for argument in arguments)
         if arguments[0] == "run":
             overrides = [argument for argument in arguments[3:] if not argument.startswith("--")]
@@ -68,3 +69,56 @@ def test_a_failed_role_is_named_with_its_reason(run):
     first = suggest(run, run.config(), status)[0]
     assert first.reason == "tuner ended: no pairs."
     assert first.command == f"tail {shlex.quote(str(run.path))}/logs/tuner.log"
+
+
+def test_who_is_silent_or_was_killed_is_said_in_one_line_each(run):
+    status = collect(run)
+    for name, state, age_s in (
+        ("tuner", "running", 99.0),
+        ("pairer", "starting", 99.0),
+        ("generator-0", "running", 99.0),
+        ("trainer", "running", 1.0),
+    ):
+        status["roles"][name] |= {"state": state, "alive": True, "age_s": age_s}
+    status["roles"]["generator-1"]["state"] = "dead"
+    reasons = [suggestion.reason for suggestion in repairs(run, run.config(), status)]
+    assert reasons == [
+        "generator-1: killed.",
+        "tuner, generator-0: silent for over 15 s: hangs, or was stopped by somebody.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        (
+            "loss",
+            {"heldout_real": 5.3, "heldout_best": [2_000_000, 5.0]},
+            "Held-out loss is 5.300; it has been 5.000, at 2.00M",
+        ),
+        ("ledger", {"dropped_by_reason": {"stale": 9, "damaged": 2, "oversized": 0}}, "could not be used: 2 damaged."),
+        ("throughput", {"peers": 0}, "No generator is connected"),
+    ],
+)
+def test_what_else_is_wrong(run, section, changes, words):
+    status = collect(run)
+    status["roles"]["trainer"] |= {"state": "running", "alive": True}
+    status["mix"]["current"] = 0.3
+    assert repairs(run, run.config(), status) == []
+    status[section] |= changes
+    found = repairs(run, run.config(), status)
+    assert [words in suggestion.reason for suggestion in found] == [True]
+
+
+def test_a_disk_without_room_for_a_few_checkpoints(run):
+    status = collect(run)
+    status["run"]["state"] = "running"
+    for name, num_bytes in (("step-00000100", 1), ("step-00000200", 10 * 2**40)):
+        (run.checkpoints / name / "model").mkdir(parents=True)
+        with open(run.checkpoints / name / "model" / "model.safetensors", "wb") as file:
+            file.truncate(num_bytes)  # a hole: no disk is needed
+    (found,) = repairs(run, run.config(), status)
+    assert re.fullmatch(r"The disk is nearly full: .* are free, and a checkpoint has 10\.0 TiB\.", found.reason)
+    assert found.command == f"df -h {shlex.quote(str(run.path))}"
+    status["run"]["state"] = "done"
+    assert repairs(run, run.config(), status) == []

@@ -33,6 +33,21 @@ def record(event, time=1.0, **fields):
         (record("swap", version=2, pause_s=0.25), "swapped in snapshot v2, pause 0.2 s", "good"),
         (record("swap_failed", reason="gone"), "could not load a snapshot: gone", "bad"),
         (record("checkpoint_failed", reason="disk full"), "checkpoint failed: disk full", "bad"),
+        (
+            record("drift", snapshot="7eed474e99", reasons=["copied_share 0.4"], action="rolled_back"),
+            "drift of snapshot 7eed474e, rolled back: copied_share 0.4",
+            "bad",
+        ),
+        (
+            record("announced", version=2, by="person", reason="rolled back by a person"),
+            "snapshot v2 serves, as the person says: rolled back by a person",
+            "plain",
+        ),
+        (
+            record("history_changed", reason="the journal lost documents"),
+            "steps could not be repeated as they were: the journal lost documents",
+            "bad",
+        ),
     ],
 )
 def test_events_in_words(said, text, tone):
@@ -40,7 +55,9 @@ def test_events_in_words(said, text, tone):
     assert (event.text, event.tone, event.role, event.time) == (text, tone, "role", 1.0)
 
 
-@pytest.mark.parametrize("said", [record("train"), record("start", resumed_from=None), record("unheard of")])
+@pytest.mark.parametrize(
+    "said", [record("train"), record("start", resumed_from=None), record("announced", by="tuner"), record("unheard of")]
+)
 def test_routine_is_no_event(said):
     assert describe("role", said) is None
 
