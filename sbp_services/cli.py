@@ -308,9 +308,7 @@ def peek(
 def evaluate(
     run: RunArgument,
     tasks: Annotated[str, typer.Option("--tasks", help="Of lm-evaluation-harness, as in hellaswag,piqa.")],
-    include_path: Annotated[
-        Path | None, typer.Option("--include-path", exists=True, file_okay=False, help="Folder with tasks of your own.")
-    ] = None,
+    include_path: Annotated[Path | None, typer.Option("--include-path", help="Folder with tasks of your own.")] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="As in step-00001000; the newest by default.")] = "",
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="As the task says by default.")

@@ -56,6 +56,8 @@ def evaluate(run: RunDir, checkpoint: CheckpointInfo, request: Request) -> dict[
         raise ConfigError(
             f"lm-evaluation-harness: cannot be imported: {error}; install the extra: pip install 'streaming-sbp[eval]'"
         ) from None
+    if request.include_path and not request.include_path.is_dir():
+        raise ConfigError(f"--include-path {request.include_path}: expected a folder with tasks in YAML")
     manager = TaskManager(include_path=str(request.include_path) if request.include_path else None)
     if unknown := [task for task in request.tasks if not manager.match_tasks([task])]:
         where = f" and in {request.include_path}" if request.include_path else "; your own: --include-path FOLDER"
