@@ -85,6 +85,7 @@ class GeneratorService(Service):
             self.name,
             ROUNDS_AHEAD * BATCHES_AT_ONCE * self.config.generator.batch_size,
         )
+        self.record("start")  # what it counts begins at 0
 
     def tick(self) -> bool:
         self.sender.poll(0.0)
