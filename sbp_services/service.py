@@ -80,6 +80,10 @@ class Service:
             return True  # the supervisor is gone: nobody is left to restart or stop us
         return self._signals > 0
 
+    @property
+    def supervised(self) -> bool:
+        return bool(self._parent_pid)
+
     def report(
         self, state: str, detail: str = "", progress: tuple[float, float, str] | None = None, **facts: Any
     ) -> None:

@@ -16,11 +16,11 @@ from typing import IO
 
 import psutil
 
-from sbp_services.service import Service
+from sbp_services.service import Service, log
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry import targets
+from streaming_sbp.telemetry import sinks, targets
 
 BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configuration: a restart would not help
 
@@ -29,7 +29,7 @@ BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configu
 class Role:
     """One process that the supervisor keeps alive."""
 
-    kind: str  # pairer | trainer | tuner | generator
+    kind: str  # one of `catalogue.PROCESS_KINDS`
     name: str
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
@@ -37,6 +37,7 @@ class Role:
     deaths: deque[float] = field(default_factory=deque)  # monotonic times, within the restart window
     start_at: float = 0.0
     started: float = 0.0  # Unix time
+    needed: bool = True  # the run ends when this cannot be kept alive
 
     @property
     def alive(self) -> bool:
@@ -57,6 +58,7 @@ class Supervisor(Service):
         self.roles = [
             Role("trainer", "trainer", ["train", "--accept-changes"] if accept_changes else ["train"]),
             *_others(self.config),
+            *_exporters(self.config.telemetry),
         ]
 
     def startup(self) -> None:
@@ -80,7 +82,7 @@ class Supervisor(Service):
 
     def shutdown(self) -> None:
         """Generators first, so that the trainer can still acknowledge; the trainer last, with its checkpoint."""
-        for kinds in (("generator",), ("tuner", "pairer"), ("trainer",)):
+        for kinds in (("generator",), ("tuner", "pairer"), ("trainer",), ("exporter",)):
             self._stop([role for role in self.roles if role.kind in kinds])
         targets.forget_dead(self.run)
         self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
@@ -115,10 +117,17 @@ class Supervisor(Service):
         if exit_code == 0 and role.kind in ("pairer", "trainer"):
             role.done = True
             return
-        if exit_code == BAD_CONFIGURATION:
+        try:
+            if exit_code == BAD_CONFIGURATION:
+                raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
+            wait_s = self._next_wait_s(role)
+        except ConfigError as error:
             self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=None)
-            raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
-        wait_s = self._next_wait_s(role)
+            if role.needed:
+                raise
+            role.done = True
+            log.warning("the run goes on without it: %s", error)
+            return
         role.start_at = time.monotonic() + wait_s
         self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=round(wait_s, 1))
 
@@ -187,6 +196,14 @@ def _others(settings: config.Config) -> list[Role]:
         Role("generator", f"generator-{k}", ["generate", "--index", str(k)]) for k in range(settings.generator.count)
     ]
     return [*pairs, Role("tuner", "tuner", ["tune"]), *generators]
+
+
+def _exporters(telemetry: config.Telemetry) -> list[Role]:
+    arguments = {sinks.TENSORBOARD: ["--tensorboard"], sinks.WANDB: ["--wandb", telemetry.wandb]}
+    return [
+        Role("exporter", f"exporter-{sink}", ["export", *arguments[sink]], needed=False)
+        for sink in sinks.wanted(telemetry)
+    ]
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:

@@ -243,6 +243,8 @@ class Journal(Section):
 class Telemetry(Section):
     host: str = "127.0.0.1"  # where /metrics, /healthz and /readyz listen
     status_every_s: PositiveFloat = 1.0  # how often a role rewrites RUN/roles/ROLE.json
+    tensorboard: bool = False  # write event files into RUN/tensorboard (extra `tensorboard`); also `sbp export`
+    wandb: str = ""  # project of Weights & Biases to write to (extra `wandb`); "": none; also `sbp export`
     # RUN/records/ROLE.jsonl is thinned above this size: more keeps finer curves of long ago, and is slower to read
     record_bytes: Annotated[int, Field(ge=2**14)] = 8 * 2**20  # of each role; the trainer writes about 50 MB a day
     # of the trainer's hardware, one rank, FLOP/s: its data sheet's figure for the precision, for the utilisation

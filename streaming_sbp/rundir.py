@@ -14,6 +14,7 @@ RUN/records/ROLE.jsonl  what happened, one JSON object a line, old ones thinned 
 RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
 RUN/logs/ROLE.log       its output                                            (supervisor)
 RUN/prometheus/ROLE.json where Prometheus finds its metrics                   (each role)
+RUN/tensorboard/, RUN/wandb/ curves for those who look there, and how far they are (exporter)
 RUN/report/             index.html and PNGs                                   (sbp report)
 """
 

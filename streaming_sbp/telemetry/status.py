@@ -199,7 +199,7 @@ def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
 
 
 def _run_state(roles: dict[str, Any], tokens: int | None, done: bool) -> str:
-    if any(role["alive"] and role["state"] not in ENDED for role in roles.values()):
+    if any(role["alive"] and role["state"] not in ENDED for role in roles.values() if role["role"] != "exporter"):
         return "stopping" if roles["supervisor"]["alive"] and roles["supervisor"]["state"] == "stopping" else "running"
     if done:
         return "done"
