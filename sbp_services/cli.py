@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,8 @@ def _serve(
     overrides: list[str] | None,
     accept: bool,
 ) -> None:
+    if "SBP_PARENT_PID" not in os.environ:
+        typer.echo("loading the program, which may take half a minute ...", err=True)
     from sbp_services.service import set_up_process
 
     set_up_process()

@@ -18,7 +18,7 @@ class ExporterService(Service):
     role = "exporter"
 
     def __init__(self, run: RunDir, sink: str, project: str = "", metrics_port: int = 0):
-        super().__init__(run, f"exporter-{sink}", metrics_port)
+        super().__init__(run, sink, metrics_port)
         self._sink_name, self._project = sink, project
         self._state_path = run.path / sinks.FOLDERS[sink] / "exported.json"
 

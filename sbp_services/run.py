@@ -66,7 +66,7 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
         console.print(f"{run.path}: {NOTHING_LEFT}")
         return _conclude(run, console)
     with LiveView(console) as view:
-        status = Supervisor(run, view.update, metrics_port, accept_changes).main()
+        status = Supervisor(run, view.update, view.abandon, metrics_port, accept_changes).main()
     return status or _conclude(run, console)
 
 

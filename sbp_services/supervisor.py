@@ -16,7 +16,7 @@ from typing import IO
 
 import psutil
 
-from sbp_services.service import Service, log
+from sbp_services.service import Service
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir
@@ -45,14 +45,23 @@ class Role:
 
 
 class Supervisor(Service):
-    """Ends when the trainer is done, when a signal comes, or when a role cannot be kept alive."""
+    """Ends when the trainer is done, when a signal comes, or when a role cannot be kept alive.
+
+    ``show`` draws the run, about once a second; ``last_words`` says one line when a second signal ends everything.
+    """
 
     role = "supervisor"
 
     def __init__(
-        self, run: RunDir, show: Callable[[RunDir], None], metrics_port: int = 0, accept_changes: bool = False
+        self,
+        run: RunDir,
+        show: Callable[[RunDir], None],
+        last_words: Callable[[str], None],
+        metrics_port: int = 0,
+        accept_changes: bool = False,
     ):
         super().__init__(run, metrics_port=metrics_port)
+        self._say_at_the_end = last_words
         self._settings: config.Supervisor = self.config.supervisor
         self._show = show
         self.roles = [
@@ -71,8 +80,13 @@ class Supervisor(Service):
         self.report("running", f"{len(self.roles)} roles")
 
     def tick(self) -> bool:
-        for role in self.roles:
-            self._look_after(role)
+        try:
+            for role in self.roles:
+                self._look_after(role)
+        except ConfigError as error:
+            self._stop_all()
+            self.record("run_finished", reason=f"failed: {error}")
+            raise
         self._count_up()
         self._look_at_the_machine()
         self.report("running", f"{sum(role.alive for role in self.roles)} of {len(self.roles)} processes run")
@@ -81,17 +95,25 @@ class Supervisor(Service):
         return not self.roles[0].done
 
     def shutdown(self) -> None:
-        """Generators first, so that the trainer can still acknowledge; the trainer last, with its checkpoint."""
+        self._stop_all()
+        self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
+        self._show(self.run)
+
+    def _stop_all(self) -> None:
+        """Generators first, so that the trainer can still acknowledge; then the trainer, with its checkpoint."""
         for kinds in (("generator",), ("tuner", "pairer"), ("trainer",), ("exporter",)):
             self._stop([role for role in self.roles if role.kind in kinds])
         targets.forget_dead(self.run)
-        self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
-        self._show(self.run)
 
     def abort(self) -> None:
         for role in self.roles:
             if role.process is not None and role.alive:
                 role.process.kill()
+        self.report("stopped", "ended at once")
+        self._say_at_the_end(
+            "ended at once. Nothing is lost: the same command goes on from the newest checkpoint, and trains the steps "
+            "since then again as they were"
+        )
 
     def _start(self, role: Role) -> None:
         command = [sys.executable, "-m", "sbp_services", *role.arguments, "--run", str(self.run.path)]
@@ -122,11 +144,11 @@ class Supervisor(Service):
                 raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
             wait_s = self._next_wait_s(role)
         except ConfigError as error:
-            self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=None)
+            died = {"name": role.name, "pid": pid, "exit_code": exit_code}
+            self.record("role_died", **died, restart_in_s=None, reason=str(error))
             if role.needed:
                 raise
-            role.done = True
-            log.warning("the run goes on without it: %s", error)
+            role.done = True  # the run goes on without it
             return
         role.start_at = time.monotonic() + wait_s
         self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=round(wait_s, 1))
@@ -200,10 +222,7 @@ def _others(settings: config.Config) -> list[Role]:
 
 def _exporters(telemetry: config.Telemetry) -> list[Role]:
     arguments = {sinks.TENSORBOARD: ["--tensorboard"], sinks.WANDB: ["--wandb", telemetry.wandb]}
-    return [
-        Role("exporter", f"exporter-{sink}", ["export", *arguments[sink]], needed=False)
-        for sink in sinks.wanted(telemetry)
-    ]
+    return [Role("exporter", sink, ["export", *arguments[sink]], needed=False) for sink in sinks.wanted(telemetry)]
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:

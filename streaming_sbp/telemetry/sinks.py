@@ -50,21 +50,25 @@ class TensorBoardSink:
 class WandbSink:
     """One run of Weights & Biases for one run here, however often it is resumed: they have the same id.
 
-    The environment says the rest, as everywhere (WANDB_API_KEY, WANDB_ENTITY, WANDB_MODE=offline).
+    The environment says the rest, as everywhere (WANDB_API_KEY, WANDB_ENTITY, WANDB_MODE=offline). Raises ConfigError
+    when nobody is logged in.
     """
 
     def __init__(self, run: RunDir, project: str):
         import wandb
 
-        self._run: Any = wandb.init(
-            project=project,
-            id=run.run_id,
-            name=run.path.resolve().name,
-            dir=str(run.path),
-            resume="allow",
-            config=run.config().model_dump(mode="json"),
-            settings=wandb.Settings(console="off", x_disable_stats=True),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                id=run.run_id,
+                name=run.path.resolve().name,
+                dir=str(run.path),
+                resume="allow",
+                config=run.config().model_dump(mode="json"),
+                settings=wandb.Settings(console="off", x_disable_stats=True),
+            )
+        except wandb.errors.UsageError as error:  # a restart would not help
+            raise ConfigError(f"Weights & Biases: {error} Or set WANDB_MODE=offline; then `sbp export`") from None
 
     def write(self, points: Iterable[Points]) -> None:
         for at in points:
