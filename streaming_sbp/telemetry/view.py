@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status, StatusCollector
+from streaming_sbp.telemetry.status import ENDED, Status, StatusCollector
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -95,6 +95,11 @@ def summary_line(status: Status) -> str:
         counted(status["snapshots"]["published"], "snapshot"),
         f"ledger {_balance_word(ledger['imbalance'])}",
     ]
+    trainer = status["roles"]["trainer"]
+    if run["tokens"] is None and trainer["state"]:
+        parts = [*parts[:2], one_line(f"trainer {trainer['state']}: {trainer['detail']}")]  # there are no figures yet
+    if mix["pair_share"] and mix["trained_tokens"]:
+        parts.append(f"pairs {percent(_pairs_share(mix))} (scheduled {percent(mix['pair_share'])})")
     if run["eta_s"] is not None:
         parts.append(f"{duration(run['eta_s'])} left")
     dead = [name for name, role in status["roles"].items() if role["state"] in ("dead", "failed")]
@@ -228,7 +233,7 @@ def _is_well(role: dict[str, Any]) -> bool:
 
 def _is_silent(role: dict[str, Any]) -> bool:
     patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
-    return role["alive"] and role["state"] != "failed" and (role["age_s"] or 0) > patience_s
+    return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
 
 
 def _doing(role: dict[str, Any]) -> Text:
@@ -294,13 +299,16 @@ def _mix(mix: dict[str, Any]) -> list[Text]:
     text = Text.assemble((percent(mix["realised"]), "bold"), " synthetic")
     text.append(f", scheduled {percent(mix['scheduled'])}")
     if mix["pair_share"]:
-        tokens = mix["trained_tokens"] or {}
-        pairs = tokens["pairs"] / max(1, sum(tokens.values())) if "pairs" in tokens else None
-        text.append(f" · {percent(pairs)} pairs, scheduled {percent(mix['pair_share'])}")
+        text.append(f" · {percent(_pairs_share(mix))} pairs, scheduled {percent(mix['pair_share'])}")
     if mix["debt_tokens"]:
         text.append(f" · {quantity(mix['debt_tokens'])} tokens late", style="yellow")
     details = Text(f"within {counted(_rounded(mix['deviation_tokens']), 'token')} of the schedule", style="dim")
     return [text, details.append(f" · {counted(_rounded(mix['forgiven_tokens']), 'late token')} written off")]
+
+
+def _pairs_share(mix: dict[str, Any]) -> float | None:
+    tokens = mix["trained_tokens"] or {}
+    return tokens["pairs"] / max(1, sum(tokens.values())) if "pairs" in tokens else None
 
 
 def _rounded(value: float | None) -> int | None:
@@ -335,8 +343,10 @@ def _ledger(ledger: dict[str, Any]) -> list[Text]:
     if ledger["sent"] is None:
         return [text]
     names = ("trained", "buffered", "in_flight", "dropped")
-    terms = " + ".join(f"{whole(ledger[name])} {name.replace('_', ' ')}" for name in names)
-    return [Text.assemble(text, f"  {whole(ledger['sent'])} sent = {terms}")]
+    short = ", ".join(f"{quantity(ledger[name])} {name.replace('_', ' ')}" for name in names if ledger[name])
+    exact = " + ".join(f"{whole(ledger[name])} {name.replace('_', ' ')}" for name in names)
+    text.append(f"  {quantity(ledger['sent'])} sent{': ' if short else ''}{short}", style="default")
+    return [text, Text(f"{whole(ledger['sent'])} sent = {exact}", style="dim")]
 
 
 def _balance_word(imbalance: int | None) -> str:

@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -173,6 +174,14 @@ def test_one_is_no_plural(running):
     status["throughput"]["peers"] = status["ledger"]["buffered"] = status["snapshots"]["published"] = 1
     assert "from 1 generator · 1 document buffered" in " ".join(drawn(status).split())
     assert "  1 snapshot  " in view.summary_line(status)
+
+
+def test_a_line_before_there_are_figures_says_what_the_trainer_does(tmp_path):
+    run = make_run(tmp_path / "run")
+    fake = FakeRun(run, finished=False, pid=os.getpid())
+    fake.started = time.time()
+    fake.role_file("trainer", "starting", detail="reading the data set")
+    assert view.summary_line(collect(run)).endswith("  running  trainer starting: reading the data set")
 
 
 # --- following a run ---
