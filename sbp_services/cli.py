@@ -315,6 +315,34 @@ def peek(
     console.print(peeking.render(peeking.sample(run_dir, count, seed)))
 
 
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    tasks: Annotated[str, typer.Option("--tasks", help="Of lm-evaluation-harness, as in hellaswag,piqa.")],
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", exists=True, file_okay=False, help="Folder with tasks of your own.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="As in step-00001000; the newest by default.")] = "",
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, help="As the task says by default.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Examples of each task; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences at once.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Benchmarks: lm-evaluation-harness (extra `eval`) on a checkpoint; kept in RUN/evaluations."""
+    from streaming_sbp.experiment import lm_eval
+
+    run_dir = RunDir(run)
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    request = lm_eval.Request(names, include_path, num_fewshot, limit, batch_size)
+    result = lm_eval.evaluate(run_dir, lm_eval.choose_checkpoint(run_dir, checkpoint), request)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        Console().print(lm_eval.table(result))
+
+
 @app.command()
 def snapshots(
     run: RunArgument,

@@ -1,6 +1,7 @@
 """`sbp experiment`: runs every trial as `sbp run` does, several at once where cores allow, and compares what came out.
 
-Resumable: a trial whose run is done is only read again, one that was cut short goes on from its checkpoint.
+Resumable: a trial whose run is done is only read again, one that was cut short goes on from its checkpoint. What
+results.json holds as done is not run again either, so runs can be deleted, or come from another machine.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -24,8 +25,9 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
-from streaming_sbp.experiment import comparison, results
+from streaming_sbp.experiment import arms, comparison, results
 from streaming_sbp.experiment.arms import Experiment, Trial
+from streaming_sbp.experiment.compute import cost_of_newest_snapshot
 from streaming_sbp.experiment.results import TrialResult
 from streaming_sbp.files import write_atomically
 from streaming_sbp.rundir import RunDir
@@ -62,6 +64,7 @@ class ExperimentRunner:
         self.experiment, self.out, self._num_cores = experiment, out, num_cores
         self._console = Console(soft_wrap=True, highlight=False)
         self._found: dict[Trial, TrialResult] = {}
+        self._recorded: dict[Trial, TrialResult] = {}  # by an earlier call
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
         self._stopping = False
@@ -70,6 +73,7 @@ class ExperimentRunner:
         """Returns the exit status: 0 when all trials are done."""
         self.experiment.check(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self._recorded = results.load_trials(self.out / "results.json")
         self._say(f"{self.experiment.title}: {len(self.experiment.arms)} arms, seeds {self.experiment.num_seeds}")
         with self._signals():
             for seed in range(self.experiment.num_seeds):
@@ -124,10 +128,31 @@ class ExperimentRunner:
             if _cores_of(config) > free and self._running:
                 continue
             waiting.remove(trial)
+            self._check_unchanged(trial, config)
             if _progress(config)[0] == "done":
                 self._read(trial, config)
+            elif trial in self._recorded:
+                self._keep(self._recorded[trial])
             else:
                 self._start(trial, config)
+
+    def _check_unchanged(self, trial: Trial, config: Config) -> None:
+        """What there is of the trial must have had this configuration. Raises ConfigError."""
+        recorded = self._recorded.get(trial)
+        if recorded and recorded.settings != arms.fingerprint(config):
+            raise ConfigError(
+                f"{trial}: {self.out / 'results.json'} has it with other settings; choose another --out, or delete "
+                "that file"
+            )
+        try:
+            before = RunDir(config.run.dir).config()
+        except ConfigError:
+            return  # there is no run yet
+        if changes := configuration.differences(before, config):
+            raise ConfigError(
+                f"{trial}: {config.run.dir} was made with another configuration ({'; '.join(changes)}); choose another "
+                "--out, or delete that folder to run this arm again"
+            )
 
     def _given(self, trial: Trial) -> str | None:
         """The folder of the snapshot that the trial is given, "" when it needs none, None when there is none yet."""
@@ -178,9 +203,11 @@ class ExperimentRunner:
 
     def _read(self, trial: Trial, config: Config) -> TrialResult:
         source, file = self._source(trial), self._file(trial, ".toml")
-        given = results.cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
-        found = results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given)
-        self._found[trial] = found
+        given = cost_of_newest_snapshot(RunDir(self.out / source.folder)) if source else 0.0
+        return self._keep(results.read_trial(RunDir(config.run.dir), trial, f"sbp run --config {file}", given))
+
+    def _keep(self, found: TrialResult) -> TrialResult:
+        self._found[found.trial] = found
         self._write()
         return found
 
@@ -189,23 +216,24 @@ class ExperimentRunner:
     def _write(self) -> list[results.ArmResult]:
         """results.json and the page, with what is there so far."""
         trials = list(self._found.values())
-        arms = results.compare(self.experiment, trials)
-        everything = results.as_json(self.experiment, trials, arms)
+        compared = results.compare(self.experiment, trials)
+        everything = results.as_json(self.experiment, trials, compared)
+        everything["trials"] += [asdict(found) for trial, found in self._recorded.items() if trial not in self._found]
         write_atomically(self.out / "results.json", json.dumps(everything, indent=1))
-        return arms
+        return compared
 
     def _conclude(self) -> int:
         if not self._found:
             return 1
-        arms = self._write()
-        page = comparison.build(self.experiment, list(self._found.values()), arms, self.out)
+        compared = self._write()
+        page = comparison.build(self.experiment, list(self._found.values()), compared, self.out)
         self._console.print()
-        self._console.print(comparison.table(self.experiment, arms))
+        self._console.print(comparison.table(self.experiment, compared))
         self._say(f"page     {page}\nresults  {self.out / 'results.json'}")
         if self._stopping:
             self._say("stopped: the same command goes on")
             return 1
-        sys.stdout.write(json.dumps(results.headline(self.experiment, arms)) + "\n")
+        sys.stdout.write(json.dumps(results.headline(self.experiment, compared)) + "\n")
         return 0
 
     def _say(self, text: str) -> None:

@@ -28,6 +28,7 @@ from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampled, Sampling
 from streaming_sbp.synthesizer.filters import DocumentFilter
 from streaming_sbp.synthesizer.prompt import Prompter
+from streaming_sbp.synthesizer.second_round import SecondRound, Seed
 from streaming_sbp.synthesizer.seeds import SeedOrder
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
 from streaming_sbp.telemetry.text import counted
@@ -44,7 +45,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Document:
-    seed_position: int
+    seed: Seed
     header: DocumentHeader
     tokens: np.ndarray
     confidence: np.ndarray
@@ -68,6 +69,7 @@ class GeneratorService(Service):
         self.store = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
         self.serving: SnapshotInfo | None = None
         self.rng = np.random.default_rng((self.config.run.seed, self._index, time.time_ns()))
+        self.second_round = SecondRound(self.config.generator, self.rng.spawn(1)[0])
         self.order = SeedOrder(len(self.documents), self.config.run.seed)
         self.outbox: deque[Document] = deque()  # sampled and passed, waiting for credit
         self.counts: Counter[str] = Counter()
@@ -185,15 +187,19 @@ class GeneratorService(Service):
     def _generate(self, snapshot: SnapshotInfo) -> None:
         """Sample a few batches from this snapshot, sending what passes the filter as it comes."""
         settings = self.config.generator
-        positions = self.sender.seeds.take(BATCHES_AT_ONCE * settings.batch_size)
-        prompts = [self.prompter.prompt(self._seed(position)) for position in positions]
+        num_real = self.second_round.num_real(BATCHES_AT_ONCE * settings.batch_size)
+        positions = self.sender.seeds.take(num_real)
+        seeds = [self._real_seed(position) for position in positions]
+        seeds += self.second_round.draw(len(seeds), snapshot.digest, self.sender.is_settled)
+        self.counts["second_round"] += len(seeds) - len(positions)
+        prompts = [self.prompter.prompt(seed.tokens) for seed in seeds]
         self.counts["prompt_tokens"] += sum(map(len, prompts))
-        unfinished, started = set(positions), time.monotonic()
+        unfinished, started = set(range(len(positions))), time.monotonic()
         try:
             for ended in self.engine.stream(prompts, Sampling.of(settings), int(self.rng.integers(2**63))):
                 for i, document in ended:
-                    unfinished.discard(positions[i])
-                    self._take(positions[i], document, snapshot)
+                    unfinished.discard(i)
+                    self._take(seeds[i], document, snapshot)
                 took, started = time.monotonic() - started, time.monotonic()
                 self.busy_s += took
                 self.metrics.inc("sbp_generator_busy_seconds_total", took)
@@ -204,7 +210,7 @@ class GeneratorService(Service):
             self.serving = None
             self._could_not_load(snapshot.digest, str(error))
         finally:
-            self.sender.seeds.put_back(unfinished)
+            self.sender.seeds.put_back(positions[i] for i in unfinished)
 
     def _serve_stream(self, snapshot: SnapshotInfo) -> None:
         """Between the steps of sampling: heartbeats, acknowledgements and credit, status."""
@@ -212,37 +218,49 @@ class GeneratorService(Service):
         self._send_waiting()
         self._tell("running", f"snapshot {snapshot.version}")
 
-    def _seed(self, position: int) -> np.ndarray:
-        return self.documents.tokens(self.order.document(position))
+    def _real_seed(self, position: int) -> Seed:
+        index = self.order.document(position)
+        return Seed(index, self.documents.tokens(index), position)
 
-    def _take(self, position: int, document: Sampled, snapshot: SnapshotInfo) -> None:
+    def _take(self, seed: Seed, document: Sampled, snapshot: SnapshotInfo) -> None:
         self._count_sampled(document)
-        if reason := self.filter.reason(document, self._seed(position)):
-            self.sender.seeds.done(position)
+        if reason := self.filter.reason(document, seed.tokens, *self._begin_of(seed)):
+            self._done_with(seed)
             self.filtered[reason] += 1
             self.metrics.inc("sbp_filtered_documents_total", reason=reason)
         else:
-            self.outbox.append(self._document(position, document, snapshot))
+            self.outbox.append(self._document(seed, document, snapshot))
 
-    def _document(self, position: int, document: Sampled, snapshot: SnapshotInfo) -> Document:
+    def _begin_of(self, seed: Seed) -> list[np.ndarray]:
+        """The real document at the begin of the line, where ``seed`` is not that one."""
+        return [self.documents.tokens(seed.document)] if seed.depth else []
+
+    def _done_with(self, seed: Seed) -> None:
+        if seed.position is not None:
+            self.sender.seeds.done(seed.position)
+
+    def _document(self, seed: Seed, document: Sampled, snapshot: SnapshotInfo) -> Document:
         settings = self.config.generator
         header = DocumentHeader(
-            seed_id=self.documents.ids[self.order.document(position)],
+            seed_id=self.documents.ids[seed.document],
             snapshot=snapshot.digest,
             parent_tokens=snapshot.parent_tokens,
             sampling=SamplingSettings(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k),
             log_likelihood=float(document.log_probs.mean()),
             num_tokens=len(document.tokens),
-            num_prompt_tokens=len(self.prompter.prompt(self._seed(position))),
-            seed_position=position,
+            num_prompt_tokens=len(self.prompter.prompt(seed.tokens)),
+            seed_position=seed.position,
+            depth=seed.depth + 1,
+            seed_seq=seed.seq,
         )
-        return Document(position, header, document.tokens, confidence.quantised(document.log_probs))
+        return Document(seed, header, document.tokens, confidence.quantised(document.log_probs))
 
     def _send_waiting(self) -> None:
         while self.outbox and self.sender.credit > 0:
             document = self.outbox.popleft()
-            self.sender.send(document.header, document.tokens, document.confidence)
-            self.sender.seeds.done(document.seed_position)
+            seq = self.sender.send(document.header, document.tokens, document.confidence)
+            self._done_with(document.seed)
+            self.second_round.sent(seq, document.header.snapshot, document.seed, document.tokens)
             self.counts["sent"] += 1
             self.metrics.inc("sbp_sent_documents_total")
 
@@ -287,6 +305,7 @@ class GeneratorService(Service):
         busy_s = max(self.busy_s, 1e-9)
         return {
             "documents": self.counts["documents"],
+            "second_round": self.counts["second_round"],
             "sent": self.counts["sent"],
             "filtered": dict(self.filtered),
             "tokens": self.counts["tokens"],

@@ -10,9 +10,10 @@ import faiss
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.files import write_atomically
 from streaming_sbp.pairing.embed import SELF
 from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_from
-from streaming_sbp.pairing.pairs import MadeFrom, PairTable, delete_table
+from streaming_sbp.pairing.pairs import FIGURE_NAME, MadeFrom, PairTable, delete_table
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
 
@@ -55,6 +56,7 @@ class PairerService(Service):
             return False
         found.statistics["embedded_with"] = checkpoint.path.name if checkpoint else self.config.pairing.embedder
         found.table.save(self.run.pairs, self.dataset.pairable().ids, found.statistics)
+        self._draw(found.statistics)
         self._conclude(found, time.monotonic() - started)
         return False
 
@@ -66,6 +68,13 @@ class PairerService(Service):
 
         newest = newest_checkpoint(self.run.checkpoints)
         return newest if newest and not verify_checkpoint(newest) else None
+
+    def _draw(self, statistics: dict[str, Any]) -> None:
+        from streaming_sbp.experiment import plots  # matplotlib is slow to import, and may be missing
+
+        plot = plots.similarity(statistics)
+        if plot is not None:
+            write_atomically(self.run.pairs / FIGURE_NAME, plot.png, durable=False)
 
     # --- an earlier table ---
 
@@ -108,7 +117,8 @@ class PairerService(Service):
             num_heldout_pairs=statistics["num_heldout_pairs"],
             num_paired_documents=statistics["num_documents_with_pair"],
             num_documents=statistics["num_documents"],
-            num_near_duplicates_removed=statistics["num_near_duplicates_removed"],
+            num_near_duplicate_documents=statistics["num_near_duplicate_documents"],
+            num_near_duplicate_pairs=statistics["num_near_duplicate_pairs"],
             num_pairs_across_the_cut_dropped=statistics["num_pairs_across_the_cut_dropped"],
             seconds=round(seconds, 3),
             seconds_by_phase=statistics["seconds"],
@@ -123,11 +133,11 @@ class PairerService(Service):
     def _warn_of_none(self, statistics: dict[str, Any]) -> None:
         largest = ", ".join(f"{value:.3f}" for value in statistics["similarity"]["largest"]) or "none"
         log.warning(
-            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates removed: %d. "
+            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates left out: %d. "
             "Lower the threshold; %s has the histogram",
             self.config.pairing.threshold,
             largest,
-            statistics["num_near_duplicates_removed"],
+            statistics["num_near_duplicate_documents"],
             self.run.pairs / "statistics.json",
         )
 

@@ -31,7 +31,7 @@ from streaming_sbp.training.evaluation import HeldoutSet
 from streaming_sbp.training.history import StepLog
 from streaming_sbp.training.loop import PhaseClock, Step
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
-from streaming_sbp.training.model import choose_device
+from streaming_sbp.training.model import choose_device, choose_precision
 from streaming_sbp.training.questions import QuestionSet
 from streaming_sbp.training.report import TrainingReport
 from streaming_sbp.training.sources import RealSource, SyntheticSource
@@ -61,7 +61,14 @@ class TrainerService(Service):
         self._restore()
         self._listen()
         trained = self.trainer.trained
-        self.record("start", step=trained.steps, tokens=trained.total_tokens, resumed_from=self.resumed_from)
+        self.record(
+            "start",
+            step=trained.steps,
+            tokens=trained.total_tokens,
+            resumed_from=self.resumed_from,
+            device=str(self.device),
+            precision=choose_precision(self.config.training.precision, self.device),
+        )
         if not trained.steps:
             self._evaluate()
 

@@ -318,7 +318,7 @@ class TunerService(Service):
             checkpoint=candidate.parent,
             parent_tokens=candidate.parent_tokens,
             measures=trial.measures,
-            reasons=list(trial.verdict.reasons),
+            reasons=trial.verdict.reasons,
             tune_s=round(tune_s, 2),
             gate_s=round(time.monotonic() - started, 2),
             tuned_tokens=candidate.last.tuned_tokens if candidate.last else 0,
@@ -328,7 +328,7 @@ class TunerService(Service):
     def _try(self, candidate: Candidate, folder: Path) -> Trial | None:
         """Measure the saved candidate as a generator would serve it; None when a signal came."""
         if candidate.error:
-            return Trial({}, Verdict((candidate.error,)), None)
+            return Trial({}, Verdict.unusable(candidate.error), None)
         precision = self.config.training.precision
         losses = {
             "pair_loss": self.pair_loss(candidate.model, self.device, precision),
@@ -344,7 +344,7 @@ class TunerService(Service):
             prompts = [self.prompter.prompt(seed) for seed in seeds]
             batch = sample_trial(self.engine, seeds, prompts, Sampling.of(settings), TRIAL_SEED, self._alive)
         except FloatingPointError as error:
-            return Trial({}, Verdict((str(error),)), None)
+            return Trial({}, Verdict.unusable(str(error)), None)
         if batch is None:
             return None
         real = [seed[: settings.max_new_tokens] for seed in seeds]

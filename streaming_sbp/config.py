@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from streaming_sbp.telemetry.catalogue import MAX_DEPTH
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -82,7 +84,7 @@ class Pairing(Section):
     threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
     pairs_per_document: Annotated[float, Field(ge=0.0)] = 0.0  # above 0: the threshold that gives so many, on average
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
-    near_duplicate_jaccard: Share = 0.5  # pairs that share more of their shingles are copies, and removed
+    near_duplicate_jaccard: Share = 0.5  # documents that share as much of their shingles are copies: one of them pairs
     shingle_tokens: Positive = 13  # length of a shingle
     heldout_share: Share = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
 
@@ -97,6 +99,7 @@ class Model(Section):
     max_position_embeddings: Positive = 1024  # longest sequence trained or generated
     rope_theta: PositiveFloat = 10000.0  # base of the rotary embedding; raise for long contexts
     tie_word_embeddings: bool = True  # input and output embeddings share weights: fewer parameters for small models
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # while training, against overfitting
     config: str = ""  # a Hugging Face config folder or name instead of the fields above
 
 
@@ -113,7 +116,8 @@ class Training(Section):
     beta1: Share = 0.9  # AdamW, first moment
     beta2: Share = 0.95  # AdamW, second moment; lower for noisy, small batches
     gradient_clip: PositiveFloat = 1.0  # global L2 norm
-    precision: Literal["bf16", "fp32"] = "bf16"  # autocast of the forward pass; weights stay fp32
+    # "auto": bf16 where the hardware multiplies it, else fp32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # autocast of the forward pass; weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
     cpu_threads: Positive = 1  # torch threads of the trainer; more only where cores are free
     on_non_finite: Literal["stop", "skip"] = "stop"  # NaN or infinite loss: stop with the batch named, or skip the step
@@ -232,8 +236,11 @@ class Generator(Section):
     max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
+    # Synthetic documents as seed documents, too: more varied text, further from what is real
+    second_round_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the seed documents; 0: real ones only
+    max_depth: Annotated[int, Field(ge=2, le=MAX_DEPTH)] = 2  # of a document: 1 + its seed's; a real one has 0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
-    precision: Literal["bf16", "fp32"] = "bf16"  # of weights and cache while sampling
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # of weights and cache while sampling
 
 
 class Stream(Section):
@@ -349,6 +356,11 @@ class Config(Section):
             raise ValueError(
                 'pairing.embedder = "self", mix.pair_share above 0: the embedder waits for a checkpoint, and the '
                 "trainer for the pairs; choose another embedder"
+            )
+        if self.generator.second_round_share and mode == "unconditional":
+            raise ValueError(
+                f"generator.second_round_share = {self.generator.second_round_share:g}: expected 0 with "
+                'synthesizer.mode = "unconditional", which has no seed documents'
             )
         if self.generator.engine == "vllm" and self.generator.temperature > 2.0:
             raise ValueError(f"generator.temperature = {self.generator.temperature}: vLLM takes at most 2")

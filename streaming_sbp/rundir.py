@@ -2,7 +2,7 @@
 
 RUN/config.toml         the resolved configuration, read by every process
 RUN/run.json            run id, when it was made, versions
-RUN/pairs/              pairs.parquet, statistics.json                        (pairer)
+RUN/pairs/              pairs.parquet, statistics.json, similarity.png        (pairer)
 RUN/checkpoints/        step-00000400/ ...                                    (trainer)
 RUN/snapshots/          one folder per published synthesizer, current.json    (tuner)
 RUN/quarantine/         candidates the gate refused, with the reason          (tuner)

@@ -104,6 +104,13 @@ BOARD = Board(
                     (f"sum by (source) (rate(sbp_trained_documents_total{{R}}{PER_SECOND}))", "{{source}}"),
                 ),
                 graph(
+                    "Synthetic documents by depth",
+                    "Synthetic documents trained per second: depth 1 was seeded by a real document, depth 2 by one of "
+                    "depth 1, and so on (generator.second_round_share).",
+                    (f"sum by (depth) (rate(sbp_trained_synthetic_documents_total{{R}}{PER_SECOND}))", "{{depth}}"),
+                    minimum=0,
+                ),
+                graph(
                     "Facts known",
                     "Questions on facts of the training documents that the model answers rightly, among all values of "
                     "the attribute; and the nats of the right answer. Only where the truth is known (concept corpus).",

@@ -17,7 +17,9 @@ Every trial, an arm with one point of its grid and one seed, is an ordinary run 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 
 Tree = dict[str, dict[str, Any]]
+PLACES = {"run": {"dir"}, "data": {"dataset", "tokenizer"}, "synthesizer": {"snapshot"}}  # settings that name folders
 PRESETS = "experiment/presets"  # folder in the package
 DEFAULT_SCALE = "small"
 ROLES = ("baseline", "oracle", "main", "control")
@@ -124,6 +127,12 @@ class Experiment:
 
     def _text(self, arm: str) -> dict[str, Any]:
         return self.arms[arm].tree.get("data", {})
+
+
+def fingerprint(config: Config) -> str:
+    """Of the settings that differ from their defaults, but for where things lie: equal on another machine."""
+    settings = config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def names() -> list[str]:

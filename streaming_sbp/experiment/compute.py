@@ -64,6 +64,24 @@ class Compute:
         return trained_tokens + self.tuned_tokens(unix_time) + SAMPLED_TOKEN * self.sampled_tokens(unix_time)
 
 
+def cost_of_newest_snapshot(run: RunDir) -> float:
+    """Tokens trained and tuned for it, of a run that gives its snapshot to another; 0 when it has published none.
+
+    With `synthesizer.start` "continue" a tuning begins with what the last published one had learnt, so those before it
+    count, too, back to where the tuner's process began (it reads the pairs once): that is kept in memory only. What
+    refused candidates had learnt goes into none.
+    """
+    continues = run.config().synthesizer.start == "continue"
+    tuned_tokens, cost = 0, 0
+    for record in run.read_records("tuner"):
+        if record["event"] == "pairs_read":
+            tuned_tokens = 0
+        elif record["event"] == "snapshot" and record.get("verdict") == "published":
+            tuned_tokens = (record.get("tuned_tokens") or 0) + (tuned_tokens if continues else 0)
+            cost = (record.get("parent_tokens") or 0) + tuned_tokens
+    return float(cost)
+
+
 def _cumulative(processes: Iterable[list[Record]], count: Callable[[Record], float]) -> Spent:
     """``processes``: records of each, whose count began at 0."""
     times, totals, done = [], [], 0.0

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from streaming_sbp.files import read_json
+from streaming_sbp.pairing.pairs import STATISTICS_NAME
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import Record, read_records, without_superseded
 from streaming_sbp.telemetry.summary import Event, describe
@@ -61,6 +63,7 @@ class RunHistory:
     blocked_s: dict[str, float]  # generator -> time without credit
     events: list[Event]
     times: np.ndarray  # of all records of all roles, sorted; of those that were thinned out, about when they were
+    pairs: dict[str, Any]  # RUN/pairs/statistics.json; empty while there is none
 
     def active_minutes(self, times: np.ndarray) -> np.ndarray:
         """Minutes since the start, time in which nothing ran left out."""
@@ -98,6 +101,7 @@ def load(run: RunDir) -> RunHistory:
         blocked_s={name: sum(r.get("blocked_s") or 0.0 for r in ends) for name, ends in throughput.items()},
         events=_events(by_role),
         times=np.sort(np.concatenate([np.zeros(0), *map(_times, by_role.values())])),
+        pairs=read_json(run.pairs / STATISTICS_NAME) or {},
     )
 
 

@@ -23,6 +23,7 @@ from streaming_sbp.synthesizer.filters import copied_span
 from streaming_sbp.telemetry.records import read_records
 from streaming_sbp.telemetry.text import decimal, percent, printable, quantity
 
+MISSING = "not there any more"  # in place of a seed document's text
 _WORD = re.compile(r"\w+")
 
 
@@ -32,8 +33,10 @@ class PeekedDocument:
 
     index: int  # in the journal: the order of arrival
     text: str
-    seed_text: str | None  # the part of the seed document that the generator saw; None: not in the data set
-    seed_id: str
+    depth: int  # 1: seeded by a real document; else 1 + that of its synthetic seed document
+    seed_text: str | None  # the part of the seed document that the generator saw; None: it is not there any more
+    seed_index: int | None  # in the journal, of a synthetic seed document
+    seed_id: str  # of the real document at the begin of the line
     snapshot: str  # digest
     version: int | None  # of the snapshot; None when the records do not know it
     parent_tokens: int  # trained tokens behind the snapshot
@@ -66,18 +69,39 @@ def sample(run: RunDir, count: int, seed: int) -> list[PeekedDocument]:
     dataset = Dataset.open(config.data.dataset)
     tokenizer, train = dataset.tokenizer(), dataset.split("train")
     entries = [journal.entry(position) for position in positions]
-    wanted = {entry.header.seed_id for entry in entries}
+    wanted = {entry.header.seed_id for entry in entries if entry.header.depth == 1}
     index_of = {str(seed_id): i for i, seed_id in enumerate(train.ids) if seed_id in wanted}
+    synthetic_seeds = {position: _synthetic_seed(journal, position) for position in positions}
     versions = _snapshot_versions(run)
     seen_tokens = config.synthesizer.max_seed_tokens
     found = []
     for position, entry in zip(positions, entries, strict=True):
         tokens = journal.tokens(position).tolist()
-        seed_index = index_of.get(entry.header.seed_id)
-        seed_tokens = [] if seed_index is None else train.tokens(seed_index)[:seen_tokens].tolist()
-        text, seed_text = tokenizer.decode(tokens), tokenizer.decode(seed_tokens) if seed_tokens else None
-        found.append(_peeked(position, entry, versions, (text, seed_text), (tokens, seed_tokens)))
+        seed_index, seed_tokens = synthetic_seeds[position], []
+        if seed_index is not None:
+            seed_tokens = journal.tokens(seed_index)[:seen_tokens].tolist()
+        elif entry.header.depth == 1 and entry.header.seed_id in index_of:
+            seed_tokens = train.tokens(index_of[entry.header.seed_id])[:seen_tokens].tolist()
+        texts = tokenizer.decode(tokens), tokenizer.decode(seed_tokens) if seed_tokens else None
+        found.append(_peeked(position, entry, versions, seed_index, texts, (tokens, seed_tokens)))
     return found
+
+
+def _synthetic_seed(journal: Journal, position: int) -> int | None:
+    """Where the synthetic seed document of this one is; None when it has none, or it cannot be read any more.
+
+    It was acknowledged before this one was sampled, so it stands further in front.
+    """
+    entry = journal.entry(position)
+    if entry.header.seed_seq is None:
+        return None
+    wanted = (entry.generator, entry.session, entry.header.seed_seq)
+    for earlier in range(position - 1, journal.first - 1, -1):
+        if journal.is_intact(earlier):
+            found = journal.entry(earlier)
+            if (found.generator, found.session, found.seq) == wanted:
+                return earlier
+    return None
 
 
 def spread(num_documents: int, count: int, seed: int) -> list[int]:
@@ -105,6 +129,19 @@ def provenance(document: PeekedDocument) -> str:
     )
 
 
+def seed_heading(document: PeekedDocument) -> str:
+    return "seed document" if document.depth == 1 else "seed document, synthetic"
+
+
+def lineage(document: PeekedDocument) -> str:
+    """What it was made from, in one line."""
+    real = f"real document {document.seed_id[:12]}"
+    if document.depth == 1:
+        return f"depth 1, from {real}"
+    seed = "a document that is not there any more" if document.seed_index is None else f"document {document.seed_index}"
+    return f"depth {document.depth}, from {seed} of the same snapshot; at the begin of the line, {real}"
+
+
 def comparison(document: PeekedDocument) -> str:
     """How the document relates to its seed, in one line."""
     return (
@@ -129,6 +166,7 @@ def _peeked(
     position: int,
     entry: JournalEntry,
     versions: dict[str, int],
+    seed_index: int | None,
     texts: tuple[str, str | None],
     tokens: tuple[list[int], list[int]],
 ) -> PeekedDocument:
@@ -136,7 +174,9 @@ def _peeked(
     return PeekedDocument(
         index=position,
         text=texts[0],
+        depth=header.depth,
         seed_text=texts[1],
+        seed_index=seed_index,
         seed_id=header.seed_id,
         snapshot=header.snapshot,
         version=versions.get(header.snapshot),
@@ -162,10 +202,11 @@ def _panel(document: PeekedDocument) -> Panel:
     texts = Table.grid(padding=(0, 2), expand=True)
     texts.add_column(ratio=1)
     texts.add_column(ratio=1)
-    texts.add_row(Text("seed document", style="bold blue"), Text("synthetic document", style="bold dark_orange"))
-    seed_text = Text("not in the data set", style="dim") if document.seed_text is None else _body(document.seed_text)
+    texts.add_row(Text(seed_heading(document), style="bold blue"), Text("synthetic document", style="bold dark_orange"))
+    seed_text = Text(MISSING, style="dim") if document.seed_text is None else _body(document.seed_text)
     texts.add_row(seed_text, _body(document.text))
-    notes = Text(printable(f"{provenance(document)}\n{comparison(document)}"), style="dim")
+    said = "\n".join((provenance(document), lineage(document), comparison(document)))
+    notes = Text(printable(said), style="dim")
     return Panel(Group(texts, Text(""), notes), box=ROUNDED, title=f"document {document.index}", title_align="left")
 
 

@@ -44,7 +44,34 @@ def draw_all(history: RunHistory) -> list[Plot]:
     if not AVAILABLE:
         return []
     plots = [draw(history) for draw in (_loss, _mix, _deviation, _throughput)]
+    plots.append(similarity(history.pairs))
     return [plot for plot in plots if plot is not None]
+
+
+def similarity(statistics: dict[str, Any]) -> Plot | None:
+    """The similarities that the pairer found (RUN/pairs/statistics.json). None without them, or without matplotlib."""
+    known = statistics.get("similarity") or {}
+    if not AVAILABLE or not any(known.get("all_neighbours") or ()):
+        return None
+    figure, axes = figure_and_axes()
+    edges = np.array(known["bin_edges"])
+    for key, colour, style, label in (
+        ("random_pairs", GREY, ":", "random pairs"),
+        ("all_neighbours", REAL, "--", "nearest neighbours"),
+        ("kept_pairs", SYNTHETIC, "-", "pairs kept"),
+    ):
+        counts = np.array(known.get(key) or [0], dtype=np.float64)
+        if counts.any():
+            axes.stairs(100 * counts / counts.sum(), edges, color=colour, ls=style, lw=1.8, label=label)
+    axes.axvline(statistics["threshold"], color="black", lw=1.2, label=f"threshold {statistics['threshold']:.2f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel("similarity of two documents")
+    axes.set_ylabel("share of each kind (%, log scale)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), frameon=False, ncols=2)  # above: the lines are anywhere
+    text = "How similar the documents of pairs are, beside all neighbours that were found, and random pairs."
+    return to_plot("similarity", "Similarity of pairs", text, figure)
 
 
 def _loss(history: RunHistory) -> Plot | None:

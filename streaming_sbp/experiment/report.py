@@ -231,7 +231,10 @@ def _samples(run: RunDir) -> tuple[list[peek.PeekedDocument], str]:
 
 _FUNCTIONS = {  # of the template
     "provenance": peek.provenance,
+    "lineage": peek.lineage,
     "comparison": peek.comparison,
+    "seed_heading": peek.seed_heading,
+    "missing": peek.MISSING,
     "share": _share,
     "quality_heading": quality.heading,
 }

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from scipy import stats
 
+from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import history
-from streaming_sbp.experiment.arms import Experiment, Trial
+from streaming_sbp.experiment.arms import Experiment, Trial, fingerprint
 from streaming_sbp.experiment.compute import Compute
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.rundir import RunDir
@@ -68,7 +71,12 @@ class TrialResult:
     realised_share: float | None
     ledger_imbalance: int | None
     command: str
+    settings: str  # their fingerprint, see arms.py
     versions: dict[str, str]
+
+    @property
+    def trial(self) -> Trial:
+        return Trial(self.arm, tuple(self.point.items()), self.seed)
 
     @property
     def end(self) -> Point:
@@ -114,6 +122,10 @@ class ArmResult:
     data_efficiency: Estimate | None
 
 
+class _Recorded(msgspec.Struct):
+    trials: list[TrialResult]
+
+
 # --- trials ---
 
 
@@ -152,14 +164,22 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
         realised_share=status["mix"]["realised"],
         ledger_imbalance=status["ledger"]["imbalance"],
         command=command,
+        settings=fingerprint(run.config()),
         versions=run.versions,
     )
 
 
-def cost_of_newest_snapshot(run: RunDir) -> float:
-    """Tokens trained and tuned for it, of a run that gives its snapshot to another."""
-    published = [s for s in _snapshots(history.load(run)) if s.verdict == "published"]
-    return float(published[-1].parent_tokens + published[-1].tuned_tokens) if published else 0.0
+def load_trials(file: Path) -> dict[Trial, TrialResult]:
+    """Those that a results.json holds as done; none without the file. Raises ConfigError when it is not one of ours."""
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=_Recorded).trials
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"{file}: not a results.json of this version: {error}; move it away, or choose another --out"
+        ) from None
+    return {result.trial: result for result in found if result.state == "done"}
 
 
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:

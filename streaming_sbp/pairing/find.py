@@ -1,12 +1,13 @@
 """From documents to pairs of related ones.
 
-1. embed      every training document, a vector
-2. search     its nearest neighbours; those above `pairing.threshold` are candidates, all of them for a calibration
-3. copies     candidates that share too many shingles are removed; then the best few of each seed document are kept, and
-              with `pairing.pairs_per_document` only the most similar of all
-4. heldout    pairs of held-out groups only judge; without such groups whole neighbourhoods are held out. Pairs across
+1. duplicates of documents that share too many shingles the first stays, the others get no pairs
+2. embed      every document, a vector
+3. search     its nearest neighbours; those above `pairing.threshold` are candidates, all of them for a calibration
+4. copies     candidates that share too many shingles all the same are removed; then the best few of each seed document
+              are kept, and with `pairing.pairs_per_document` only the most similar of all
+5. heldout    pairs of held-out groups only judge; without such groups whole neighbourhoods are held out. Pairs across
               the cut are dropped
-5. control    with `pairing.relation = "random"` each target is replaced by an unrelated one (pairing/control.py)
+6. control    with `pairing.relation = "random"` each target is replaced by an unrelated one (pairing/control.py)
 
 Only documents of training and of held-out groups are looked at (`Dataset.pairable`).
 Pairs are ordered: (d1, d2) does not imply (d2, d1).
@@ -31,16 +32,17 @@ from streaming_sbp.data.progress import IngestProgress, Progress
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.pairing.control import random_targets
 from streaming_sbp.pairing.copies import Shingles, find_copies
+from streaming_sbp.pairing.duplicates import find_duplicates
 from streaming_sbp.pairing.embed import make_embedder, stack
 from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
 from streaming_sbp.pairing.index import choose, nearest
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable
-from streaming_sbp.pairing.statistics import Similarities, describe
+from streaming_sbp.pairing.statistics import Similarities, describe, of_random_pairs
 
 TEXT_BATCH_DOCUMENTS = 256
 NEIGHBOURS_PER_TARGET = 2  # searched for each pair wanted: copies are found too, and removed
 
-PairingProgress = IngestProgress  # phase: "embed", "search", "copies" or "heldout"; unit: "documents" or "pairs"
+PairingProgress = IngestProgress  # phase: the first five above; unit: "documents" or "pairs"
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,14 @@ def find_pairs(
     """
     documents, num_training, clock = dataset.pairable(), len(dataset.split("train")), PhaseClock(report)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".pairing-") as folder:
+        shingles = Shingles(documents.tokens, settings.shingle_tokens)
+        duplicate = _duplicates(shingles, len(documents), settings, clock) >= 0
         embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock, model, Path(folder))
         without_vector = sum(1 for row in embeddings if not row.any())
+        embeddings[duplicate] = 0.0  # has no neighbours, and is none
+        by_chance = of_random_pairs(embeddings, seed)
         candidates, similarities = _search(embeddings, settings, clock, Path(folder))
-        copies = _copies(candidates, documents, settings, clock)
+        copies = _copies(candidates, shingles, settings, clock)
         across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
         related = _best(candidates.where(~copies & ~across_groups), settings.max_targets_per_seed)
         related, threshold = _calibrated(related, settings, len(documents))
@@ -100,12 +106,13 @@ def find_pairs(
         if settings.relation == "random":
             kept, heldout = _control(kept, heldout, embeddings, threshold, seed)
     table = PairTable(kept.seed, kept.target, kept.similarity, heldout, made_from(dataset, settings, seed))
-    statistics = describe(table, len(documents), similarities, documents.ids) | {
+    statistics = describe(table, len(documents), similarities, by_chance, documents.ids) | {
         "threshold": threshold,
         "index": choose(settings.index, len(documents)),
         "num_documents_without_vector": without_vector,
         "num_candidates_above_threshold": len(candidates),
-        "num_near_duplicates_removed": int(copies.sum()),
+        "num_near_duplicate_documents": int(duplicate.sum()),
+        "num_near_duplicate_pairs": int(copies.sum()),
         "num_pairs_across_the_cut_dropped": num_across + int((~inside).sum()),
         "num_without_unrelated_target_dropped": int(inside.sum()) - len(table),
         "no_heldout_pairs_because": _why_none(table, settings.heldout_share, len(documents) > num_training),
@@ -129,6 +136,11 @@ class PhaseClock:
         yield self._progress.advance
         self._progress.finish()
         self.seconds[name] = round(time.monotonic() - started, 3)
+
+
+def _duplicates(shingles: Shingles, num_documents: int, settings: config.Pairing, clock: PhaseClock) -> np.ndarray:
+    with clock.phase("duplicates", num_documents, "documents") as advance:
+        return find_duplicates(shingles, num_documents, settings.near_duplicate_jaccard, advance)
 
 
 def _embed(
@@ -172,8 +184,7 @@ def _no_candidates() -> Candidates:
     return Candidates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
-def _copies(candidates: Candidates, documents: Split, settings: config.Pairing, clock: PhaseClock) -> np.ndarray:
-    shingles = Shingles(documents.tokens, settings.shingle_tokens)
+def _copies(candidates: Candidates, shingles: Shingles, settings: config.Pairing, clock: PhaseClock) -> np.ndarray:
     with clock.phase("copies", len(candidates), "pairs") as advance:
         return find_copies(shingles, candidates.seed, candidates.target, settings.near_duplicate_jaccard, advance)
 

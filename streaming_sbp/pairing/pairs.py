@@ -2,6 +2,7 @@
 
 RUN/pairs/pairs.parquet     one row per ordered pair: seed_id, target_id, seed, target, similarity, heldout
 RUN/pairs/statistics.json   what was found and what was left out (pairing/statistics.py)
+RUN/pairs/similarity.png    its histogram of similarities, where matplotlib is installed
 
 The table is complete when pairs.parquet is there: it is renamed into place, after the statistics.
 """
@@ -24,6 +25,7 @@ from streaming_sbp.files import fsync_directory, write_json
 
 TABLE_NAME = "pairs.parquet"
 STATISTICS_NAME = "statistics.json"
+FIGURE_NAME = "similarity.png"
 _METADATA_KEY = b"streaming_sbp"
 _COLUMNS = {"seed": pa.int64(), "target": pa.int64(), "similarity": pa.float32(), "heldout": pa.bool_()}
 

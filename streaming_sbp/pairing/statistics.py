@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from streaming_sbp.pairing.control import similarities
 from streaming_sbp.pairing.pairs import PairTable
 
 HISTOGRAM_EDGES = np.round(np.arange(21) * 0.05, 2)  # similarities below 0 count in the first bin
 NUM_HUBS = 10
 NUM_LARGEST = 5
+NUM_RANDOM_PAIRS = 2**17
+RANDOM_QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
+_SALT = 0x6E6F6973
 
 
 class Similarities:
@@ -30,8 +34,27 @@ class Similarities:
         self.largest = sorted([*self.largest, *(round(value, 4) for value in top)], reverse=True)[:NUM_LARGEST]
 
 
-def describe(table: PairTable, num_documents: int, found: Similarities, ids: list[str]) -> dict[str, Any]:
-    """Statistics of a finished table. ``found``: of all neighbours, before the threshold."""
+def of_random_pairs(embeddings: np.ndarray, run_seed: int) -> np.ndarray:
+    """Similarities of `NUM_RANDOM_PAIRS` pairs of different documents that have a vector, float32; none if there are none.
+
+    They say where the noise lies: what unrelated documents measure, and those few of a random pair that are related.
+    """
+    known = np.flatnonzero([row.any() for row in embeddings])
+    if len(known) < 2:
+        return np.zeros(0, dtype=np.float32)
+    rng = np.random.default_rng([run_seed, _SALT])
+    first, second = rng.integers(len(known), size=NUM_RANDOM_PAIRS), rng.integers(len(known) - 1, size=NUM_RANDOM_PAIRS)
+    return similarities(embeddings, known[first], known[second + (second >= first)])
+
+
+def describe(
+    table: PairTable, num_documents: int, found: Similarities, random: np.ndarray, ids: list[str]
+) -> dict[str, Any]:
+    """Statistics of a finished table. ``found``: of all neighbours, before the threshold; ``random``: similarities of
+    random pairs.
+    """
+    by_chance = Similarities()
+    by_chance.add(random)
     kept = Similarities()
     kept.add(table.similarity)
     num_paired = len(table.paired_documents())
@@ -47,9 +70,18 @@ def describe(table: PairTable, num_documents: int, found: Similarities, ids: lis
             "bin_edges": HISTOGRAM_EDGES.tolist(),
             "kept_pairs": kept.counts.tolist(),
             "all_neighbours": found.counts.tolist(),
+            "random_pairs": by_chance.counts.tolist(),
+            "random_pairs_quantiles": _quantiles(random),
             "largest": found.largest,
         },
     }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    found = np.quantile(values.astype(np.float64), RANDOM_QUANTILES).round(4).tolist()
+    return dict(zip(map(str, RANDOM_QUANTILES), found, strict=True))
 
 
 def _distribution(seed: np.ndarray, num_documents: int) -> dict[str, int]:

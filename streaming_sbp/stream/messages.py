@@ -13,7 +13,9 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-PROTOCOL_VERSION = 2
+from streaming_sbp.telemetry.catalogue import MAX_DEPTH
+
+PROTOCOL_VERSION = 3
 MAX_CONTROL_BYTES = 64 * 1024  # of a control message
 MAX_HEADER_BYTES = 4096
 MAX_FRAMES = 64  # messages that are sent together
@@ -39,17 +41,24 @@ class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     top_k: Count
 
 
-class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Provenance of one synthetic document."""
+class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, omit_defaults=True):
+    """Provenance of one synthetic document.
 
-    seed_id: Name  # id of the seed document
+    One that was seeded by a synthetic document (`synthesizer.second_round`) names that document in ``seed_seq``: a
+    number of the same generator and session, and of the same snapshot. Its ``seed_id`` is that of the real document at
+    the begin of the line.
+    """
+
+    seed_id: Name  # id of the real seed document
     snapshot: Name  # digest of the synthesizer
     parent_tokens: Count  # trained tokens behind that snapshot's checkpoint
     sampling: SamplingSettings
     log_likelihood: float  # mean log-probability per token under the plain distribution, nats
     num_tokens: Count  # of the document, no special tokens
     num_prompt_tokens: Count
-    seed_position: Count | None = None  # in the order of seeds; see `synthesizer.seeds.SeedOrder`
+    seed_position: Count | None = None  # of a real seed document, in the order of seeds; see `synthesizer.seeds`
+    depth: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEPTH)] = 1  # 1 + that of the seed document; a real one has 0
+    seed_seq: Count | None = None  # of a synthetic seed document; None: it was a real one
 
 
 class SeedReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -139,6 +139,10 @@ class SenderProtocol:
     def unacknowledged(self) -> int:
         return len(self._unsettled)
 
+    def is_settled(self, seq: int) -> bool:
+        """Whether the trainer has acknowledged this document: it is in the journal, or was dropped."""
+        return seq < self._next_seq and seq not in self._unsettled
+
     def connect(self, now: float) -> None:
         """A connection to a trainer was made: introduce ourselves."""
         if self.state in ("connecting", "ready"):
@@ -550,7 +554,7 @@ class ReceiverProtocol:
         numbers = header.log_likelihood + header.sampling.temperature + header.sampling.top_p
         if len(message.tokens) != size * self._dtype.itemsize or len(message.confidence) != size or size == 0:
             return "malformed"
-        if not math.isfinite(numbers):
+        if not math.isfinite(numbers) or not _is_lineage(header, message.seq):
             return "malformed"
         limit = self._settings.max_staleness_tokens
         if limit and self.trained_tokens - header.parent_tokens > limit:
@@ -652,6 +656,13 @@ class ReceiverProtocol:
 
     def _say(self, peer: bytes, message: FromTrainer) -> None:
         self._outgoing.append((peer, messages.encode(message)))
+
+
+def _is_lineage(header: DocumentHeader, seq: int) -> bool:
+    """Whether a document of depth 1 names no synthetic seed document, and any other an earlier one."""
+    if header.seed_seq is None:
+        return header.depth == 1
+    return header.depth > 1 and header.seed_seq < seq and header.seed_position is None
 
 
 def _after(items: list[T], count: int | None) -> list[T]:

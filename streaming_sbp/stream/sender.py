@@ -61,6 +61,10 @@ class Sender:
     def unacknowledged(self) -> int:
         return self._protocol.unacknowledged
 
+    def is_settled(self, seq: int) -> bool:
+        """Whether the trainer has acknowledged this document."""
+        return self._protocol.is_settled(seq)
+
     @property
     def num_resent(self) -> int:
         return self._protocol.num_resent

@@ -61,15 +61,18 @@ class DocumentFilter:
         self._settings, self._num_remembered = generator, num_remembered
         self._passed: OrderedDict[bytes, None] = OrderedDict()
 
-    def reason(self, document: Sampled, seed: np.ndarray) -> str:
-        """Why the document must not be sent, or "" when it passes (and is remembered). ``seed``: its seed's tokens."""
+    def reason(self, document: Sampled, *seeds: np.ndarray) -> str:
+        """Why the document must not be sent, or "" when it passes (and is remembered).
+
+        ``seeds``: tokens of those it must not copy, its seed document and, where that is synthetic, the real one.
+        """
         if not document.finished:
             return "unfinished"
         if len(document.tokens) < self._settings.min_new_tokens:
             return "too_short"
         if repetition(document.tokens) > self._settings.max_repetition:
             return "repetitive"
-        if copied_span(document.tokens, seed) > self._settings.max_copied_span:
+        if any(copied_span(document.tokens, seed) > self._settings.max_copied_span for seed in seeds):
             return "copied"
         return "" if self._remember(document_key(document.tokens)) else "duplicate"
 

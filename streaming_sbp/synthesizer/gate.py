@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streaming_sbp import config
-from streaming_sbp.telemetry.catalogue import GATE_REASONS, TRUTH_MEASURES
+from streaming_sbp.telemetry.catalogue import TRUTH_MEASURES
 
 FAILED = "failed"
 BOUNDS = {  # measure -> setting with its largest value
@@ -32,20 +32,37 @@ RATIOS = (  # measure, setting with its smallest or largest ratio to that of rea
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``reasons``: one sentence for each measure out of bounds, with its value and the bound; none when published."""
+class Failure:
+    """A measure out of bounds. ``sentence`` says it for people, with value, bound and setting."""
 
-    reasons: tuple[str, ...]
+    measure: str  # of telemetry.catalogue.GATE_REASONS
+    sentence: str
+    value: float = math.nan  # NaN where nothing was measured: it diverged, or cannot be sampled from
+    bound: float = math.nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    failures: tuple[Failure, ...]  # in the order of the measures; none when published
+
+    @classmethod
+    def unusable(cls, why: str) -> Verdict:
+        """Of a candidate that cannot be measured."""
+        return cls((Failure(FAILED, why),))
 
     @property
     def published(self) -> bool:
-        return not self.reasons
+        return not self.failures
+
+    @property
+    def reasons(self) -> list[str]:
+        """A sentence for each failure: what is recorded and shown."""
+        return [failure.sentence for failure in self.failures]
 
     @property
     def measures(self) -> list[str]:
-        """Which of `telemetry.catalogue.GATE_REASONS` they are about, each once."""
-        named = (reason.partition(" = ")[0] for reason in self.reasons)
-        return list(dict.fromkeys(name if name in GATE_REASONS else FAILED for name in named))
+        """What failed, each measure once."""
+        return list(dict.fromkeys(failure.measure for failure in self.failures))
 
     def __str__(self) -> str:
         return "published" if self.published else "quarantined"
@@ -58,13 +75,13 @@ def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate:
     checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents. One that is
     given is compared with nothing, nor is an unconditional one.
     """
-    reasons = [_pair_loss_reason(measures, serving_pair_loss, gate, mode)]
+    failures = [_pair_loss_failure(measures, serving_pair_loss, gate, mode)]
     for measure, setting in BOUNDS.items():
-        reasons.append(_reason(measure, measures[measure], "at most", getattr(gate, setting), f"gate.{setting}"))
+        failures.append(_failure(measure, measures[measure], "at most", getattr(gate, setting), f"gate.{setting}"))
     for measure, setting in EXCESS.items():
         real, excess = measures[f"real_{measure}"], getattr(gate, setting)
         way = f"real text's {real:.3f} + {excess:g}, gate.{setting}"
-        reasons.append(_reason(measure, measures[measure], "at most", real + excess, way))
+        failures.append(_failure(measure, measures[measure], "at most", real + excess, way))
     for measure, setting in RATIOS:
         ratio = getattr(gate, setting)
         kind = "at least" if setting.startswith("min_") else "at most"
@@ -72,32 +89,36 @@ def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate:
             continue
         real, value = measures[f"real_{measure}"], measures.get(measure, 0.0)
         way = f"{ratio:g} of real text's {real:.3f}, gate.{setting}"
-        reasons.append(_reason(measure, value, kind, real * ratio, way))
-    return Verdict(tuple(reason for reason in reasons if reason))
+        failures.append(_failure(measure, value, kind, real * ratio, way))
+    return Verdict(tuple(failure for failure in failures if failure))
 
 
-def _reason(measure: str, value: float, kind: str, bound: float, where: str) -> str:
-    """ "" when the value keeps to the bound; one that is not a number does not."""
+def _failure(measure: str, value: float, kind: str, bound: float, where: str) -> Failure | None:
+    """None when the value keeps to the bound; one that is not a number does not."""
     if value >= bound if kind == "at least" else value <= bound:
-        return ""
-    return f"{measure} = {value:.3f}: expected {kind} {bound:.3g} ({where})"
+        return None
+    return Failure(measure, f"{measure} = {value:.3f}: expected {kind} {bound:.3g} ({where})", value, bound)
 
 
-def _pair_loss_reason(measures: Mapping[str, float], serving: float | None, gate: config.Gate, mode: str) -> str:
+def _pair_loss_failure(
+    measures: Mapping[str, float], serving: float | None, gate: config.Gate, mode: str
+) -> Failure | None:
     value = measures["pair_loss"]
     if not math.isfinite(value):
-        return f"pair_loss = {value}: expected a finite number"
+        return Failure("pair_loss", f"pair_loss = {value}: expected a finite number", value)
     if mode == "unconditional":
-        return ""  # it has no seed documents to learn from
+        return None  # it has no seed documents to learn from
     if serving is not None:
         bound = serving + gate.max_pair_loss_increase
         why = f"the serving snapshot's {serving:.4f} + {gate.max_pair_loss_increase:g} (gate.max_pair_loss_increase)"
     elif mode == "given":
-        return ""  # it comes from elsewhere: there is nothing to compare it with
+        return None  # it comes from elsewhere: there is nothing to compare it with
     elif mode == "joint":
         bound = measures["unrelated_pair_loss"] - gate.min_seed_gain
         why = f"{gate.min_seed_gain:g} (gate.min_seed_gain) less than with unrelated seed documents (first snapshot)"
     else:
         bound = math.nextafter(measures["untuned_pair_loss"], -math.inf)
         why = "below the untuned checkpoint's (first snapshot)"
-    return "" if value <= bound else f"pair_loss = {value:.4f}: expected at most {bound:.4f}, {why}"
+    if value <= bound:
+        return None
+    return Failure("pair_loss", f"pair_loss = {value:.4f}: expected at most {bound:.4f}, {why}", value, bound)

@@ -113,7 +113,7 @@ class SyntheticWatch:
             except ValueError:
                 continue  # damaged: the trainer counts it
             seed = reference.seed(header.seed_id)
-            if seed is not None:
+            if seed is not None and header.depth == 1:  # the gate's trial has real seed documents, and no others
                 self._windows.add(
                     header.snapshot, value_of(SentDocument(tokens, seed, header.log_likelihood), reference)
                 )

@@ -13,6 +13,8 @@ PROCESS_KINDS = ("pairer", "trainer", "tuner", "generator", "exporter")  # what 
 EVERY_ROLE = (*PROCESS_KINDS, "supervisor", "follower", "replayer")
 
 SOURCES = ("real", "synthetic", "pairs")
+MAX_DEPTH = 4  # of a synthetic document: 1 + that of its seed document; a real one has 0
+DEPTHS = tuple(map(str, range(1, MAX_DEPTH + 1)))
 PHASES = ("data_wait", "forward_backward", "optimizer", "evaluate", "checkpoint", "other")
 # The closed list of reasons for which a synthetic document is not trained (ledger term `dropped`).
 DROP_REASONS = (
@@ -157,6 +159,14 @@ TRAINING: tuple[Metric, ...] = (
         _TRAINER,
         "training/Documents per second",
         labels=_SOURCE,
+    ),
+    _counter(
+        "sbp_trained_synthetic_documents_total",
+        "documents",
+        "Synthetic documents fully trained, by depth: 2 and more were seeded by synthetic ones",
+        _TRAINER,
+        "training/Synthetic documents by depth",
+        labels=(("depth", DEPTHS),),
     ),
     _counter(
         "sbp_trained_targets_total",

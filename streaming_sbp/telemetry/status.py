@@ -21,7 +21,17 @@ from streaming_sbp.telemetry.summary import EventSummary, RestartSummary, Snapsh
 
 Status = dict[str, Any]
 ENDED = ("stopped", "done", "failed")  # states after which a process is meant to be gone
-LEDGER = ("sent", "trained", "buffered", "in_flight", "dropped", "imbalance", "dropped_by_reason", "by_generator")
+LEDGER = (
+    "sent",
+    "trained",
+    "buffered",
+    "in_flight",
+    "dropped",
+    "imbalance",
+    "dropped_by_reason",
+    "by_generator",
+    "trained_by_depth",
+)
 MIX = {
     "scheduled": "scheduled_share",
     "current": "current_share",
@@ -36,6 +46,8 @@ MIX = {
 PID_REUSE_SLACK_S = 2.0
 NUM_EVENTS = 20
 NUM_EVALUATIONS = 40
+SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
+LOADS_WITHIN_S = 120.0  # libraries, data set and model of a process that starts
 
 
 def collect(run: RunDir) -> Status:
@@ -201,6 +213,12 @@ def is_alive(role: dict[str, Any]) -> bool:
     except psutil.Error:
         return False
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and started <= updated + PID_REUSE_SLACK_S
+
+
+def is_silent(role: dict[str, Any]) -> bool:
+    """Of a role in the status object: it lives, and has not said anything for too long."""
+    patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
+    return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
 
 
 def _role_names(config: Config, files: dict[str, Any]) -> list[str]:

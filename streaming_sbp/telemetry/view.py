@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import ENDED, Status, StatusCollector
+from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -37,8 +37,6 @@ from streaming_sbp.telemetry.text import (
 
 REFRESH_EVERY_S = 1.0
 PLAIN_LINE_EVERY_S = 10.0
-LOADS_WITHIN_S = 120.0  # libraries, data set and model of a process that starts
-SILENT_AFTER_S = 15.0  # a living process that has not written its status for so long hangs, or is stopped
 MANY_GENERATORS = 4  # so many, or more, that are well have one row together
 NUM_EVENTS = 6
 WIDE_ENOUGH_FOR_MEMORY = 96  # columns
@@ -228,19 +226,14 @@ def _is_over(role: dict[str, Any]) -> bool:
 
 
 def _is_well(role: dict[str, Any]) -> bool:
-    return role["state"] in ("running", "waiting") and not role["restarts"] and not _is_silent(role)
-
-
-def _is_silent(role: dict[str, Any]) -> bool:
-    patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
-    return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
+    return role["state"] in ("running", "waiting") and not role["restarts"] and not is_silent(role)
 
 
 def _doing(role: dict[str, Any]) -> Text:
     text = Text(one_line(role["detail"] or ""), style="red" if role["state"] in ("failed", "dead") else "")
     if role["restarts"]:
         text = Text.assemble((f"restarted {role['restarts']}× ", "yellow"), text)
-    if _is_silent(role):
+    if is_silent(role):
         text = Text.assemble((f"silent for {duration(role['age_s'])} ", "bold red"), text)
     return text
 

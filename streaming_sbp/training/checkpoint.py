@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,12 @@ class SaveResult:
 
 def newest_checkpoint(folder: Path) -> CheckpointInfo | None:
     """The newest complete checkpoint (by manifest; `load_checkpoint` checks the digests), or None."""
-    return next((info for path in _newest_first(folder) if (info := _read_info(path))), None)
+    return next(complete_checkpoints(folder), None)
+
+
+def complete_checkpoints(folder: Path) -> Iterator[CheckpointInfo]:
+    """The newest first (by manifest; `verify_checkpoint` checks the digests)."""
+    return (info for path in _newest_first(folder) if (info := _read_info(path)))
 
 
 def newest_before(folder: Path, step: int) -> tuple[CheckpointInfo, Any] | None:

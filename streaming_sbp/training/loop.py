@@ -57,7 +57,7 @@ class PhaseClock:
 
 
 class Trained:
-    """What has been trained, by source, generator and snapshot; part of the checkpoint."""
+    """What has been trained, by source, generator, snapshot and depth; part of the checkpoint."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -65,6 +65,7 @@ class Trained:
         self.documents: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})
         self.by_generator: Counter[str] = Counter()
         self.by_snapshot: Counter[str] = Counter()
+        self.by_depth: Counter[str] = Counter()  # synthetic documents
         self.targets: Counter[str] = Counter({REAL: 0, SYNTHETIC: 0})  # tokens that the loss counts
         self.padding_tokens = 0
 
@@ -85,6 +86,7 @@ class Trained:
             entry = journal.entry(position)
             self.by_generator[entry.generator] += 1
             self.by_snapshot[entry.header.snapshot] += 1
+            self.by_depth[str(entry.header.depth)] += 1
         return finished
 
     def state_dict(self) -> dict[str, Any]:

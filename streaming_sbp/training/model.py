@@ -15,6 +15,7 @@ from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.training.batches import IGNORED, Batch
 
 _FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+CPU_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # names of what multiplies bf16: x86-64, x86-64, ARM64
 
 
 def choose_device(device: str) -> torch.device:
@@ -23,6 +24,24 @@ def choose_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device = "cuda": no CUDA device found; use "auto" or "cpu"')
     return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """ "bf16" or "fp32". "auto" is bf16 where the hardware multiplies it; a CPU that only emulates it is several times
+    slower with it than in fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    found = torch.cpu.get_capabilities()
+    return "bf16" if any(found.get(name) for name in CPU_BF16) else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Of a forward pass, with ``precision`` as in the configuration."""
+    enabled = choose_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def build_model(model: config.Model, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
@@ -38,7 +57,7 @@ def token_losses(model: PreTrainedModel, batch: Batch, device: torch.device, pre
     """
     input_ids, position_ids = batch.input_ids.to(device), batch.position_ids.to(device)
     labels = batch.labels.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(device, precision):
         logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
     losses = F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
@@ -86,5 +105,6 @@ def _hf_config(model: config.Model, tokenizer: Tokenizer) -> PretrainedConfig:
         max_position_embeddings=model.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         tie_word_embeddings=model.tie_word_embeddings,
+        attention_dropout=model.attention_dropout,
         **special,
     )

@@ -17,6 +17,7 @@ from streaming_sbp.data.concepts.world import Cloze, World
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.telemetry.records import Record
+from streaming_sbp.training.model import autocast
 
 ROWS_AT_ONCE = 32
 CHOICE_SEED = 20250911  # which questions are asked: the same in every run on the same world
@@ -102,7 +103,7 @@ class QuestionSet:
         before = torch.zeros((len(batch), length), dtype=torch.long)  # the token that each one is predicted from
         for row, question in enumerate(batch):
             _lay_out(question, ids[row], positions[row], visible[row], before[row])
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             logits = model(
                 input_ids=ids.to(device),
                 position_ids=positions.to(device),

@@ -10,6 +10,7 @@ from typing import Any
 from streaming_sbp import config
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.ledger import Ledger, SessionLedger, balance
+from streaming_sbp.telemetry.catalogue import DEPTHS
 from streaming_sbp.telemetry.metrics import Metrics, Totals
 from streaming_sbp.telemetry.records import Record
 from streaming_sbp.training.evaluation import HeldoutLoss
@@ -170,6 +171,7 @@ class TrainingReport:
             "tokens": trained.total_tokens,
             "trained_tokens": dict(trained.tokens),
             "trained_documents": dict(trained.documents),
+            "trained_by_depth": dict(trained.by_depth),
             "trained_targets": dict(trained.targets),
             "padding_tokens": trained.padding_tokens,
             "real_epochs": round(self._trainer.batches.sources[REAL].epochs, 4),
@@ -206,6 +208,7 @@ class TrainingReport:
         return {
             "dropped_by_reason": self._ledger.dropped_by_reason(),
             "by_generator": self._ledger.by_generator(),
+            "trained_by_depth": dict(self._trainer.trained.by_depth),
         }
 
     def _export(self) -> None:
@@ -215,6 +218,8 @@ class TrainingReport:
             self._count("sbp_trained_documents_total", trained.documents[name], source=name)
             self._count("sbp_trained_targets_total", trained.targets[name], source=name)
             set_("sbp_mix_deviation_tokens", -mixer.deficit_tokens[name], source=name)
+        for depth in DEPTHS:
+            self._count("sbp_trained_synthetic_documents_total", trained.by_depth[depth], depth=depth)
         for metric, shares in (
             ("sbp_mix_scheduled_share", mixer.scheduled_shares),
             ("sbp_mix_realised_share", mixer.realised_shares),

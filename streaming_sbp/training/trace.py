@@ -33,7 +33,7 @@ class TracedPiece:
     source: str
     start: int
     length: int
-    document: dict[str, Any]  # real: id, shard, origin; synthetic: journal position, seed, snapshot, generator, seq
+    document: dict[str, Any]  # real: id, shard, origin; synthetic: journal position, seeds, snapshot, generator, seq
 
 
 def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
@@ -58,6 +58,8 @@ def trace(run: RunDir, step: int) -> tuple[PastStep, list[TracedPiece]]:
             return {
                 "journal_position": piece.position,
                 "seed_id": entry.header.seed_id,
+                "depth": entry.header.depth,
+                "seed_seq": entry.header.seed_seq,
                 "snapshot": entry.header.snapshot,
                 "generator": entry.generator,
                 "session": entry.session,

@@ -122,7 +122,7 @@ SABOTAGE: dict[str, tuple[Callable[[Bench], PreTrainedModel], str]] = {  # name 
 
 def faults(measures: dict[str, float], serving_pair_loss: float | None = None, mode: str = "tuned") -> list[str]:
     """The measures for which the gate with its default bounds refuses a candidate; none when it is published."""
-    return [reason.split(" ")[0] for reason in decide(measures, serving_pair_loss, config.Gate(), mode).reasons]
+    return decide(measures, serving_pair_loss, config.Gate(), mode).measures
 
 
 def sabotage_caught(folder: Path) -> str:

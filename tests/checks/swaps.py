@@ -53,9 +53,7 @@ def swap_check(folder: Path, num_swaps: int = 200) -> dict[str, Any]:
     dataset = Dataset.open(config.data.dataset)
     tokenizer = dataset.tokenizer()
     store = SnapshotStore(run.snapshots)
-    infos = [
-        _publish(store, folder / f"model-{k}", _speaker(config, tokenizer, k), tokenizer) for k in range(NUM_MODELS)
-    ]
+    infos = [publish(store, folder / f"model-{k}", speaker(config, tokenizer, k), tokenizer) for k in range(NUM_MODELS)]
     bare = _bare_loads(make_engine(config.generator, tokenizer), folder)
     journal = Journal(run.journal, writable=True)
     digest = dataset.manifest.tokenizer_digest
@@ -107,7 +105,7 @@ def _swap(
     return memory
 
 
-def _speaker(config: Any, tokenizer: Tokenizer, number: int) -> Any:
+def speaker(config: Any, tokenizer: Tokenizer, number: int) -> Any:
     """A model that says one of its words with probability 15/16 and ends with 1/16, whatever came before."""
     model = build_model(config.model, tokenizer, seed=number)
     with torch.no_grad():
@@ -128,7 +126,7 @@ def _words(number: int) -> range:
     return range(first, first + NUM_WORDS)
 
 
-def _publish(store: SnapshotStore, folder: Path, model: Any, tokenizer: Tokenizer) -> SnapshotInfo:
+def publish(store: SnapshotStore, folder: Path, model: Any, tokenizer: Tokenizer) -> SnapshotInfo:
     model.save_pretrained(folder)
     tokenizer.save(folder)
     return store.publish(folder, parent_checkpoint="step-00000001", parent_tokens=1, num_pairs=1, measures={})

@@ -139,6 +139,7 @@ def test_kills_interrupt_and_resume_lose_nothing(folder: Path) -> None:
     assert done["ledger"]["trained"] + done["ledger"]["buffered"] + done["ledger"]["dropped"] == done["ledger"]["sent"]
     assert done["mix"]["realised"] > 0
     assert sum(done["snapshots"]["trained_from"].values()) == done["ledger"]["trained"]
+    assert done["ledger"]["trained_by_depth"] == {"1": done["ledger"]["trained"]}
     assert done["loss"]["heldout_real"] < 4.0
     check_journal(run, done)
     check_results(run)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ def make_run(folder: Path, overrides: tuple[str, ...] = ()) -> RunDir:
     return RunDir.open_or_create(settings)
 
 
-def add_documents(run: RunDir, pairs: list[tuple[str, str]], group: int = 4) -> None:
+def add_documents(
+    run: RunDir, pairs: list[tuple[str, str]], group: int = 4, seed_seqs: Mapping[int, int] | None = None
+) -> None:
     """Ingest the seeds of ``pairs`` (seed text, synthetic text) as the run's data set, and journal the others.
+
+    ``seed_seqs``: document -> the earlier document that seeded it, where that is a synthetic one.
 
     Document ``i`` is number ``i`` of generator-0, from the published snapshots in turn, with log-likelihood ``-1 - i``.
     """
@@ -55,8 +60,9 @@ def add_documents(run: RunDir, pairs: list[tuple[str, str]], group: int = 4) -> 
     dataset = Dataset.open(config.data.dataset)
     tokenizer, ids = dataset.tokenizer(), dict(zip(_texts(dataset), dataset.split("train").ids, strict=True))
     published = [digest for digest, (_, _, verdict) in zip(DIGESTS, TUNINGS, strict=True) if verdict == "published"]
-    documents = []
+    documents: list[AcceptedDocument] = []
     for seq, (seed, text) in enumerate(pairs):
+        seed_seq = (seed_seqs or {}).get(seq)
         tokens = np.array(tokenizer.encode(text), dtype="<u2")
         header = DocumentHeader(
             seed_id=ids[seed],
@@ -66,6 +72,8 @@ def add_documents(run: RunDir, pairs: list[tuple[str, str]], group: int = 4) -> 
             log_likelihood=-1.0 - seq,
             num_tokens=len(tokens),
             num_prompt_tokens=9,
+            depth=1 if seed_seq is None else documents[seed_seq].header.depth + 1,
+            seed_seq=seed_seq,
         )
         documents.append(AcceptedDocument("generator-0", "s0", seq, header, tokens, np.zeros(len(tokens), np.uint8)))
     journal = Journal(run.journal, writable=True)
@@ -216,6 +224,7 @@ class FakeRun:
         ledger = fields["ledger"] | {
             "dropped_by_reason": {"malformed": 0, "lost_with_generator": 3},
             "by_generator": by_generator,
+            "trained_by_depth": {"1": fields["ledger"].get("trained", 0)},
         }
         trained_from = {digest: 400 * (k + 1) for k, (digest, _) in enumerate(self.swaps)}
         facts = {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from streaming_sbp import config as configuration
 from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import arms
 
@@ -14,6 +15,10 @@ OUT = Path("somewhere")
 def test_every_trial_of_every_shipped_experiment_is_a_configuration(name):
     for scale in ("tiny", "small", "full"):
         arms.load(name, scale).check(OUT)
+    every = tuple(configuration.read_preset(name, arms.PRESETS)["arms"])
+    found = arms.load(name, "full", only=every)
+    found.check(OUT)
+    assert set(found.arms) == set(every)
 
 
 def test_arms_differ_only_where_they_say():

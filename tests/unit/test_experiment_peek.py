@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from sbp_services.cli import app
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.experiment import peek
 from streaming_sbp.stream.journal import Journal
 from tests.unit.run_records import DIGESTS, FakeRun, add_documents, make_run
@@ -67,6 +68,31 @@ def test_the_seed_is_cut_as_the_generator_saw_it(tmp_path):
         assert document.num_seed_tokens == 4
         assert seed.startswith(document.seed_text)
         assert len(document.seed_text) < len(seed)
+
+
+def test_a_document_of_the_second_round_is_shown_beside_the_synthetic_one_it_came_from(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_documents(run, PAIRS, seed_seqs={8: 2, 13: 8})
+    found = peek.sample(run, len(PAIRS), 0)
+    real = Dataset.open(run.config().data.dataset).split("train").ids
+    assert {document.depth for i, document in enumerate(found) if i not in (8, 13)} == {1}
+    assert [(found[i].depth, found[i].seed_index) for i in (8, 13)] == [(2, 2), (3, 8)]
+    assert [found[i].seed_text for i in (8, 13)] == [PAIRS[2][1], PAIRS[8][1]]
+    assert {document.seed_id for document in found} <= set(real)
+    assert peek.lineage(found[2]) == f"depth 1, from real document {found[2].seed_id[:12]}"
+    assert peek.lineage(found[13]).startswith("depth 3, from document 8 of the same snapshot;")
+    assert found[13].seed_id[:12] in peek.lineage(found[13])
+    text = drawn(found)
+    assert text.count("seed document, synthetic") == 2
+
+
+def test_a_synthetic_seed_document_that_was_pruned(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_documents(run, PAIRS, seed_seqs={13: 2})
+    Journal(run.journal, writable=True).prune(8)
+    document = next(document for document in peek.sample(run, len(PAIRS), 0) if document.index == 13)
+    assert (document.depth, document.seed_index, document.seed_text) == (2, None, None)
+    assert "not there any more" in peek.lineage(document)
 
 
 def test_a_snapshot_that_the_records_do_not_know(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from streaming_sbp.experiment import history, plots
+from streaming_sbp.files import write_json
 from tests.unit.run_records import SHARE, FakeRun, RecordWriter, make_run
 
 pytestmark = pytest.mark.skipif(not plots.AVAILABLE, reason="needs the extra `plots`")
@@ -36,6 +37,23 @@ def test_a_run_of_real_text_only_has_no_mix(tmp_path):
 
 def test_no_records_no_figures(tmp_path):
     assert plots.draw_all(history.load(make_run(tmp_path / "run"))) == []
+
+
+def test_similarities_are_drawn_where_there_are_any(tmp_path):
+    run = make_run(tmp_path / "run")
+    edges, none = [k / 20 for k in range(21)], [0] * 20
+    found = {"bin_edges": edges, "kept_pairs": none, "all_neighbours": none, "random_pairs": none, "largest": []}
+    write_json(run.pairs / "statistics.json", {"threshold": 0.5, "similarity": found})
+    assert plots.draw_all(history.load(run)) == []
+    found |= {"all_neighbours": list(range(20))}
+    write_json(run.pairs / "statistics.json", {"threshold": 0.5, "similarity": found})
+    (without_pairs,) = plots.draw_all(history.load(run))
+    found |= {"kept_pairs": [0] * 10 + [7] * 10, "random_pairs": [9000, 900, 90] + [0] * 17}
+    write_json(run.pairs / "statistics.json", {"threshold": 0.5, "similarity": found})
+    (drawn,) = plots.draw_all(history.load(run))
+    assert drawn.name == without_pairs.name == "similarity"
+    assert drawn.png != without_pairs.png
+    assert size_of(drawn.png) == pytest.approx([plots.SIZE_INCHES[k] * plots.DPI for k in (1, 0)], abs=1)
 
 
 @pytest.mark.parametrize("losses", [[float("nan")] * 3, [5.0, float("inf"), float("nan")], [3.0]])

@@ -7,9 +7,9 @@ import pytest
 
 from streaming_sbp.experiment import arms, comparison, results
 from streaming_sbp.experiment.arms import Arm, Experiment, Trial
-from streaming_sbp.experiment.compute import Compute
+from streaming_sbp.experiment.compute import Compute, cost_of_newest_snapshot
 from streaming_sbp.experiment.results import Point, TrialResult
-from tests.unit.run_records import make_run
+from tests.unit.run_records import RecordWriter, make_run
 
 EXPERIMENT = Experiment(
     "own",
@@ -30,7 +30,7 @@ def trial(arm, seed, losses, accuracies=None, compute_per_token=1.0, point=None)
         Point(1000 * k, 1000 * k * compute_per_token, float(k), loss, loss / 3, accuracy, None)
         for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
-    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", {})
+    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", "", {})
 
 
 def compared(*trials, experiment=EXPERIMENT):
@@ -173,3 +173,23 @@ def test_a_generator_that_died_early_is_counted_though_the_next_one_counts_highe
         for time in (5.0, 21.0):
             file.write(json.dumps({"time": time, "event": "role_started", "name": "generator-0", "pid": 1}) + "\n")
     assert Compute(run).sampled_tokens(50.0) == 150
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [("fresh", [0, 1000 + 10, 1000 + 10, 3000 + 25, 4000 + 40]), ("continue", [0, 1010, 1010, 3035, 4040])],
+)
+def test_the_newest_snapshot_has_cost_its_checkpoint_and_every_tuning_that_is_in_it(tmp_path, start, expected):
+    run = make_run(tmp_path / "run", (f'synthesizer.start="{start}"',))
+    record, costs = RecordWriter(run, "tuner"), [cost_of_newest_snapshot(run)]
+    record(1.0, "pairs_read", num_heldout=3)
+    for at, parent, tuned, verdict in (
+        (2.0, 1000, 10, "published"),
+        (3.0, 2000, 300, "quarantined"),  # what it had learnt is in none of the others
+        (4.0, 3000, 25, "published"),
+    ):
+        record(at, "snapshot", verdict=verdict, parent_tokens=parent, tuned_tokens=tuned)
+        costs.append(cost_of_newest_snapshot(run))
+    record(5.0, "pairs_read", num_heldout=3)  # another process of the tuner begins with nothing learnt
+    record(6.0, "snapshot", verdict="published", parent_tokens=4000, tuned_tokens=40)
+    assert [*costs, cost_of_newest_snapshot(run)] == expected

@@ -9,7 +9,9 @@ import pytest
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
+from streaming_sbp.pairing.embed import TfidfEmbedder, stack
 from streaming_sbp.pairing.find import find_pairs, made_from
+from streaming_sbp.pairing.statistics import NUM_RANDOM_PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +110,27 @@ def test_statistics_add_up(dataset, found):
     assert sum(statistics["similarity"]["all_neighbours"]) == 16 * statistics["num_documents"]
     assert statistics["hubs"][0]["num_pairs"] == max(np.bincount(table.target))
     assert statistics["hubs"][0]["id"] == dataset.split("train").ids[statistics["hubs"][0]["document"]]
-    assert list(statistics["seconds"]) == ["embed", "search", "copies", "heldout"]
+    assert list(statistics["seconds"]) == ["duplicates", "embed", "search", "copies", "heldout"]
     assert statistics["no_heldout_pairs_because"] == ""
+
+
+def test_random_pairs_show_where_the_similarities_of_all_pairs_lie(dataset, found):
+    texts = texts_of(dataset)
+    vectors = stack(TfidfEmbedder(384, 2**17, 0), [texts], len(texts))
+    similarity = (vectors @ vectors.T)[~np.eye(len(texts), dtype=bool)]
+    told = found.statistics["similarity"]
+    assert sum(told["random_pairs"]) == NUM_RANDOM_PAIRS
+    counts = np.histogram(similarity.clip(0, 1), told["bin_edges"])[0]
+    np.testing.assert_allclose(np.array(told["random_pairs"]) / NUM_RANDOM_PAIRS, counts / len(similarity), atol=0.01)
+    for level, value in told["random_pairs_quantiles"].items():
+        assert value == pytest.approx(np.quantile(similarity, float(level)), abs=0.02)
 
 
 def words(rng, vocabulary, count):
     return " ".join(rng.choice(vocabulary, count))
 
 
-def test_copies_are_removed_and_their_place_goes_to_related_documents(tmp_path):
+def test_one_of_several_copies_is_paired_with_related_documents(tmp_path):
     rng = np.random.default_rng(0)
     vocabulary = ["river", "stone", "water", "boat", "delta", "bridge", "fish", "reed"]
     related = [words(rng, vocabulary, 40) for _ in range(4)]
@@ -124,14 +138,16 @@ def test_copies_are_removed_and_their_place_goes_to_related_documents(tmp_path):
     copies = [f"{original} {word}" for word in ("once", "twice", "thrice")]
     dataset = make_dataset(tmp_path, [original, *copies, *related])
     found = find_pairs(dataset, config.Pairing(max_targets_per_seed=4, heldout_share=0.0, threshold=0.3), 0)
+    assert found.statistics["num_documents_without_vector"] == 0
     is_copy = np.array([text.startswith(original) for text in texts_of(dataset)])
     assert is_copy.sum() == 4
     table = found.table
-    assert found.statistics["num_near_duplicates_removed"] == 12
-    assert not (is_copy[table.seed] & is_copy[table.target]).any()
-    assert (np.bincount(table.seed, minlength=8) == 4).all()
+    assert found.statistics["num_near_duplicate_documents"] == 3
+    first = int(np.flatnonzero(is_copy)[0])
+    assert np.bincount(table.seed, minlength=8).tolist() == [4 if i == first or not is_copy[i] else 0 for i in range(8)]
+    assert not {*np.flatnonzero(is_copy)[1:].tolist()} & {*table.target.tolist()}
     without = find_pairs(dataset, config.Pairing(near_duplicate_jaccard=1.0, heldout_share=0.0, threshold=0.3), 0)
-    assert without.statistics["num_near_duplicates_removed"] == 0
+    assert without.statistics["num_near_duplicate_documents"] == 0
 
 
 def test_documents_without_a_known_word_are_never_paired(tmp_path):
@@ -163,8 +179,14 @@ def test_two_related_documents_are_a_pair_in_both_orders_and_none_can_be_held_ou
 def test_progress_is_told_phase_by_phase_and_may_end_the_search(dataset):
     seen = []
     find_pairs(dataset, config.Pairing(), 0, seen.append)
-    assert list(dict.fromkeys(progress.phase for progress in seen)) == ["embed", "search", "copies", "heldout"]
-    for phase in ("embed", "search", "copies"):
+    assert list(dict.fromkeys(progress.phase for progress in seen)) == [
+        "duplicates",
+        "embed",
+        "search",
+        "copies",
+        "heldout",
+    ]
+    for phase in ("duplicates", "embed", "search", "copies"):
         steps = [asdict(progress) for progress in seen if progress.phase == phase]
         assert steps[0]["done"] == 0
         assert steps[-1]["done"] == steps[-1]["total"] > 0

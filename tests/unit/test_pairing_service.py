@@ -14,6 +14,7 @@ from sbp_services import pairer
 from sbp_services.pairer import PairerService
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
+from streaming_sbp.experiment import plots
 from streaming_sbp.files import read_json
 from streaming_sbp.pairing.pairs import MadeFrom, PairTable
 from streaming_sbp.rundir import RunDir
@@ -65,7 +66,11 @@ def test_it_makes_the_table_once_and_says_what_it_found(run):
     assert (record["num_pairs"], record["num_paired_documents"]) == (len(table), num_paired)
     assert record["num_heldout_pairs"] == table.heldout.sum()
     assert record["seconds"] >= sum(record["seconds_by_phase"].values()) - 0.01
-    assert read_json(run.pairs / "statistics.json")["num_pairs"] == len(table)
+    statistics = read_json(run.pairs / "statistics.json")
+    assert statistics["num_pairs"] == len(table)
+    assert record["num_near_duplicate_documents"] == statistics["num_near_duplicate_documents"]
+    if plots.AVAILABLE:
+        assert (run.pairs / "similarity.png").read_bytes() == plots.similarity(statistics).png
 
 
 def test_a_second_start_finds_the_table_and_leaves_it_alone(run):

@@ -34,6 +34,7 @@ from streaming_sbp.stream.messages import (
 )
 from streaming_sbp.stream.protocol import LOST, MAX_JUNK, ReceiverProtocol, SenderProtocol, Settled, _level
 from streaming_sbp.stream.shards import AcceptedDocument, JournalEntry
+from streaming_sbp.telemetry.catalogue import MAX_DEPTH
 
 STREAM = config.Stream(
     capacity_documents=12, heartbeat_s=1.0, dead_after_s=10.0, resend_after_s=5.0, max_staleness_tokens=100
@@ -450,6 +451,11 @@ def test_a_silent_peer_is_dead_its_credit_goes_to_others_and_it_may_return():
         ((1, 2), {"num_tokens": 3}, "malformed"),
         ((1, 2), {"log_likelihood": math.inf}, "malformed"),
         ((1, 2), {"seed_id": "x" * 5000}, "malformed"),
+        ((1, 2), {"depth": 2}, "malformed"),  # made from nothing that it names
+        ((1, 2), {"seed_seq": 0}, "malformed"),  # made from a synthetic document, and not deeper than it
+        ((1, 2), {"depth": 2, "seed_seq": 0}, "malformed"),  # made from itself
+        ((1, 2), {"depth": 0}, "malformed"),
+        ((1, 2), {"depth": MAX_DEPTH + 1, "seed_seq": 0}, "malformed"),
         ((), {}, "malformed"),
     ],
 )
@@ -461,6 +467,37 @@ def test_bad_documents_are_dropped_with_the_reason_and_settled(tokens, changes, 
     assert generator.unacknowledged == 0
     ledger = trainer.ledgers()[0]
     assert (ledger.sent, ledger.accepted, ledger.dropped) == (1, 0, {reason: 1})
+
+
+def test_a_document_made_from_a_synthetic_one_is_accepted_with_its_line():
+    trainer, generator = connected()
+    first = header()
+    second = header(depth=2, seed_seq=0)
+    for made in (first, second):
+        generator.send(made, np.array([1, 2, 3]), np.zeros(3, np.uint8), 0.0)
+    assert not generator.is_settled(0)
+    trainer.receive(b"peer", [frame for frames in generator.outgoing() for frame in frames], 0.0)
+    assert [document.header for document in trainer.pending] == [first, second]
+    exchange(trainer, generator, 0.0)
+    assert generator.is_settled(0)
+    assert generator.is_settled(1)
+    assert not generator.is_settled(2)  # it was never sent
+
+
+def test_a_header_without_a_second_round_has_the_bytes_it_had_before_there_was_one():
+    made = header(seed_position=7)
+    fields = {
+        "seed_id": "seed",
+        "snapshot": "snapshot",
+        "parent_tokens": 10,
+        "sampling": {"temperature": 1.0, "top_p": 0.9, "top_k": 0},
+        "log_likelihood": -1.0,
+        "num_tokens": 3,
+        "num_prompt_tokens": 5,
+        "seed_position": 7,
+    }
+    assert msgspec.msgpack.encode(made) == msgspec.msgpack.encode(fields)
+    assert messages.decode_header(msgspec.Raw(msgspec.msgpack.encode(fields))) == made
 
 
 def test_documents_of_old_snapshots_are_dropped_as_stale_and_their_generator_is_not_at_fault():

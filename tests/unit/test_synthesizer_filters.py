@@ -62,6 +62,13 @@ def test_reasons(tokens, finished, expected):
     assert not found or found in FILTER_REASONS
 
 
+def test_neither_the_seed_document_nor_the_real_one_behind_it_may_be_copied():
+    other = np.arange(2000, 2100)
+    copy = document([*WORDS[:25], *SEED[10:45]])
+    for seeds, expected in (((other,), ""), ((SEED,), "copied"), ((other, SEED), "copied"), ((SEED, other), "copied")):
+        assert DocumentFilter(config.Generator()).reason(copy, *seeds) == expected
+
+
 def test_duplicates_are_recognised_within_a_bounded_memory():
     documents = [document(np.random.default_rng(i).integers(0, 900, 40)) for i in range(5)]
     judge = DocumentFilter(config.Generator(), num_remembered=3)

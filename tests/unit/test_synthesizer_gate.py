@@ -99,7 +99,7 @@ def test_bounds_relative_to_real_text(measure, setting, good):
     sign = 1 if setting.startswith("min_") else -1
     assert faults(good | {measure: real * ratio + sign * 0.01}) == []
     assert faults(good | {measure: real * ratio - sign * 0.01}) == [measure]
-    assert faults(good | {measure: math.nan}) == [m for m, _ in RATIOS if m == measure]
+    assert faults(good | {measure: math.nan}) == [measure]
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,14 @@ def test_pair_loss_is_compared_with_the_serving_snapshot_or_the_untuned_checkpoi
 
 def test_every_reason_is_spelled_out_with_value_and_bound(good):
     verdict = decide(good | {"repetitive_share": 0.5, "duplicate_share": 0.2}, None, config.Gate(), "tuned")
-    assert verdict.reasons == (
+    assert verdict.reasons == [
         "repetitive_share = 0.500: expected at most 0.25 (gate.max_repetitive_share)",
         "duplicate_share = 0.200: expected at most 0.1 (gate.max_duplicate_share)",
-    )
+    ]
+    assert [(f.measure, f.value, f.bound) for f in verdict.failures] == [
+        ("repetitive_share", 0.5, 0.25),
+        ("duplicate_share", 0.2, 0.1),
+    ]
     assert str(verdict) == "quarantined"
 
 
@@ -155,6 +159,11 @@ def test_reasons_are_counted_by_measures_of_the_closed_list(good):
     bad = good | {"pair_loss": math.nan, "copied_share": 0.9, "mean_tokens": 0.0, "relatedness_lift": -1.0}
     verdict = decide(bad, None, config.Gate(), "tuned")
     assert verdict.measures == ["pair_loss", "copied_share", "relatedness_lift", "mean_tokens"]
-    assert Verdict(("the loss is not finite",)).measures == ["failed"]
+    assert [failure.measure for failure in verdict.failures] == [*verdict.measures]
+    for failure in verdict.failures[1:]:
+        assert failure.value == bad[failure.measure] != failure.bound
+    unusable = Verdict.unusable("the loss is not finite: copied_share = 3")
+    assert (unusable.measures, unusable.reasons) == (["failed"], ["the loss is not finite: copied_share = 3"])
+    assert not unusable.published
     assert Verdict(()).measures == []
     assert {*BOUNDS, *EXCESS, *(measure for measure, _ in RATIOS), "pair_loss", "failed"} == set(GATE_REASONS)

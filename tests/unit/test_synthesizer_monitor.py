@@ -2,6 +2,7 @@
 
 import time
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ from streaming_sbp import config
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
 from streaming_sbp.stream.shards import AcceptedDocument
-from streaming_sbp.synthesizer.engines.base import Sampling, generate
+from streaming_sbp.synthesizer.engines.base import Sampled, Sampling, generate
 from streaming_sbp.synthesizer.filters import DocumentFilter
 from streaming_sbp.synthesizer.monitor import BOUNDS, WINDOW, Windows, drifts, worsened
 from streaming_sbp.synthesizer.pointer import pinned
@@ -195,6 +196,18 @@ def test_a_held_out_loss_that_worsens_after_a_swap_rolls_back_also_after_a_resta
     assert (finding.action, list(finding.reasons)) == ("rolled_back", ["heldout_loss"])
     assert world.store.current() == world.first
     assert world.watch.evaluated(6.2) is None
+
+
+def test_documents_seeded_by_synthetic_ones_are_not_compared_with_the_gates(bench, tmp_path):
+    world = World(bench, tmp_path, bench.honest, bench.random())
+    assert world.stream(world.first) is None
+    before, nonsense = world.watch.measures, Sampled(np.full(40, 7), np.full(40, -9.0), True)
+    for number in range(1000, 1200):
+        made = accepted(bench.corpus.ids[0], world.first, nonsense, number)
+        deeper = msgspec.structs.replace(made.header, depth=2, seed_seq=0)
+        world.journal.append([msgspec.structs.replace(made, header=deeper)])
+    assert world.watch.look() is None
+    assert world.watch.measures == before
 
 
 def test_a_look_costs_little(bench, tmp_path):

@@ -161,7 +161,7 @@ def test_a_synthesizer_that_lies_or_says_little_fails_where_the_gate_asks_for_fa
     real = {"real_true_fact_share": 1.0, "real_expressed_fact_share": 0.7}
 
     def faults(measures, gate=gate):
-        return [reason.split(" ")[0] for reason in decide(HARMLESS | measures, None, gate, "tuned").reasons]
+        return decide(HARMLESS | measures, None, gate, "tuned").measures
 
     assert faults(real | {"true_fact_share": 0.81, "expressed_fact_share": 0.36}) == []
     assert faults(real | {"true_fact_share": 0.79, "expressed_fact_share": 0.36}) == ["true_fact_share"]

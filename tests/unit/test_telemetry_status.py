@@ -94,6 +94,7 @@ def test_an_ended_run(ended):
     assert ledger["imbalance"] == 0
     assert ledger["sent"] == ledger["trained"] + ledger["buffered"] + ledger["in_flight"] + ledger["dropped"]
     assert ledger["dropped_by_reason"] == {"malformed": 0, "lost_with_generator": 3}
+    assert sum(ledger["trained_by_depth"].values()) == ledger["trained"]
     assert ledger["by_generator"]["generator-0"]["sent"] == ledger["sent"]
     assert status["mix"]["scheduled"] == SHARE
     assert status["mix"]["realised"] == pytest.approx(SHARE, abs=0.001)

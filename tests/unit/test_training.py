@@ -19,7 +19,7 @@ from streaming_sbp.training.checkpoint import CheckpointStore, newest_checkpoint
 from streaming_sbp.training.evaluation import HeldoutSet
 from streaming_sbp.training.loop import NonFiniteLoss, PhaseClock, Trainer
 from streaming_sbp.training.mixer import REAL
-from streaming_sbp.training.model import build_model, choose_device, flops_per_token, token_losses
+from streaming_sbp.training.model import build_model, choose_device, choose_precision, flops_per_token, token_losses
 from streaming_sbp.training.optim import learning_rate
 from streaming_sbp.training.report import TrainingReport
 from streaming_sbp.training.world import World
@@ -220,3 +220,25 @@ def test_a_model_that_cannot_be_is_a_clear_error(tiny_config):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"), [({"amx_bf16": True}, "bf16"), ({"bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")]
+)
+def test_bf16_only_where_the_processor_multiplies_it(monkeypatch, instructions, expected):
+    """Emulated, it is several times slower than fp32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert choose_precision("fp32", CPU) == "fp32"
+
+
+def test_attention_dropout_changes_training_and_not_evaluation(tiny_config, tmp_path):
+    model = tiny_config.model.model_copy(update={"attention_dropout": 0.5})
+    trainer = make_trainer(tiny_config.model_copy(update={"model": model}), tmp_path / "journal")
+    batch = trainer.batches.next()
+    first, second = (token_losses(trainer.model, batch, CPU, "fp32") for _ in range(2))
+    assert not torch.equal(first, second)
+    trainer.model.eval()
+    first, second = (token_losses(trainer.model, batch, CPU, "fp32") for _ in range(2))
+    assert torch.equal(first, second)

@@ -9,13 +9,14 @@ from streaming_sbp.synthesizer.engines.base import Engine
 
 def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:
     """Raises ConfigError when the engine's package is not installed."""
-    from streaming_sbp.training.model import choose_device
+    from streaming_sbp.training.model import choose_device, choose_precision
 
     device = choose_device(generator.device)
+    precision = choose_precision(generator.precision, device)
     if generator.engine == "vllm":
         from streaming_sbp.synthesizer.engines.vllm import VllmEngine
 
-        return VllmEngine(device, generator.precision, generator.batch_size, tokenizer)
+        return VllmEngine(device, precision, generator.batch_size, tokenizer)
     from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
 
-    return TransformersEngine(device, generator.precision, generator.batch_size, tokenizer)
+    return TransformersEngine(device, precision, generator.batch_size, tokenizer)
