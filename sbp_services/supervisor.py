@@ -22,6 +22,7 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry import sinks, targets
 
+DIES_WITHIN_S = 5.0  # a process after kill -9, on a busy machine
 BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configuration: a restart would not help
 
 
@@ -109,6 +110,11 @@ class Supervisor(Service):
         for role in self.roles:
             if role.process is not None and role.alive:
                 role.process.kill()
+        end = time.monotonic() + DIES_WITHIN_S
+        for role in self.roles:
+            if role.process is not None:
+                with suppress(subprocess.TimeoutExpired):  # so that nobody works on the run when this has ended
+                    role.process.wait(max(0.0, end - time.monotonic()))
         self.report("stopped", "ended at once")
         self._say_at_the_end(
             "ended at once. Nothing is lost: the same command goes on from the newest checkpoint, and trains the steps "

@@ -174,7 +174,8 @@ def test_two_signals_end_at_once_and_curves_go_on_where_they_were(folder: Path, 
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="extra `tensorboard`"
     )
-    settings = ["telemetry.tensorboard=true", "training.total_tokens=250000"]
+    every = ["checkpoint.every_tokens=20000", "evaluation.every_tokens=20000"]
+    settings = ["telemetry.tensorboard=true", "training.total_tokens=80000", *every]
     if importlib.util.find_spec("wandb"):
         settings.append("telemetry.wandb=a-project")
         monkeypatch.delenv("WANDB_API_KEY", raising=False)
