@@ -32,8 +32,7 @@ from streaming_sbp import config
 from streaming_sbp.stream import messages
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.ledger import balance
-from streaming_sbp.stream.messages import Alive, DocumentHeader, Hello, Leaving, SamplingSettings
-from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.stream.messages import Alive, DocumentHeader, Hello, Leaving, SamplingSettings, StreamRefused
 from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.stream.sender import Sender
 from streaming_sbp.telemetry.catalogue import HANDSHAKE_FAILURE_REASONS, REFUSAL_REASONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ OnErrorOption = Annotated[
     str | None,
     typer.Option("--on-error", metavar="skip|stop", help="Bad input: skip and count it, or stop; over data.on_error."),
 ]
+WandbOption = Annotated[str, typer.Option("--wandb", metavar="PROJECT", help="Curves in Weights & Biases.")]
+TensorBoardOption = Annotated[bool, typer.Option("--tensorboard", help="Curves in RUN/tensorboard.")]
 PortOption = Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="Of /metrics; 0: a free one.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory, as in runs/demo")]
 
@@ -80,6 +83,8 @@ def run(
     fresh: FreshOption = False,
     accept_changes: AcceptOption = False,
     metrics_port: PortOption = 0,
+    tensorboard: TensorBoardOption = False,
+    wandb: WandbOption = "",
 ) -> None:
     """Train online: ingest if needed, then trainer, pairer, tuner and generators, supervised, with a live view.
 
@@ -87,7 +92,12 @@ def run(
     """
     from sbp_services.run import run_to_the_end
 
-    sys.exit(run_to_the_end(_config(config, preset, overrides), fresh, accept_changes, metrics_port))
+    chosen = list(overrides or ())
+    if tensorboard:
+        chosen.append("telemetry.tensorboard=true")
+    if wandb:
+        chosen.append(f"telemetry.wandb={configuration.toml_text(wandb)}")
+    sys.exit(run_to_the_end(_config(config, preset, chosen), fresh, accept_changes, metrics_port))
 
 
 @app.command()
@@ -141,6 +151,8 @@ def _serve(
     overrides: list[str] | None,
     accept: bool,
 ) -> None:
+    if "SBP_PARENT_PID" not in os.environ:
+        typer.echo("loading the program, which may take half a minute ...", err=True)
     from sbp_services.service import set_up_process
 
     set_up_process()
@@ -240,6 +252,26 @@ def generate(
         return generator.main(run_dir, index, metrics_port, connect)
 
     _serve(start, config, preset, run, overrides, accept_changes)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option("--run", help="Run directory; the run may live, or have ended long ago.")],
+    tensorboard: TensorBoardOption = False,
+    wandb: WandbOption = "",
+    metrics_port: PortOption = 0,
+) -> None:
+    """Write a run's curves for TensorBoard or Weights & Biases; goes on until the run ends, and adds what is new."""
+    if tensorboard == bool(wandb):
+        raise ConfigError("export: expected --tensorboard or --wandb PROJECT, one of them (run it twice for both)")
+
+    def start(run_dir: RunDir) -> int:
+        from sbp_services import exporter
+        from streaming_sbp.telemetry import sinks
+
+        return exporter.main(run_dir, sinks.TENSORBOARD if tensorboard else sinks.WANDB, wandb, metrics_port)
+
+    _serve(start, None, None, run, None, False)
 
 
 # --- looking at a run ---

@@ -31,6 +31,7 @@ from streaming_sbp.synthesizer.prompt import Prompter
 from streaming_sbp.synthesizer.second_round import SecondRound, Seed
 from streaming_sbp.synthesizer.seeds import SeedOrder
 from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
+from streaming_sbp.telemetry.text import counted
 
 LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
 RETRY_SNAPSHOT_AFTER_S = 10.0
@@ -87,6 +88,7 @@ class GeneratorService(Service):
             self.name,
             ROUNDS_AHEAD * BATCHES_AT_ONCE * self.config.generator.batch_size,
         )
+        self.record("start")  # what it counts begins at 0
 
     def tick(self) -> bool:
         self.sender.poll(0.0)
@@ -264,7 +266,7 @@ class GeneratorService(Service):
 
     def _wait_for_credit(self) -> None:
         started = time.monotonic()
-        self._tell("waiting", f"for credit: {len(self.outbox)} documents ready")
+        self._tell("waiting", f"for credit: {counted(len(self.outbox), 'document')} ready")
         self.sender.poll(POLL_S)
         waited = time.monotonic() - started
         self.blocked_s += waited

@@ -19,6 +19,7 @@ from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
+from streaming_sbp.telemetry import sinks
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.view import LastingConsole, LiveView
 
@@ -53,6 +54,8 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     """`sbp run`; returns the exit status."""
     set_up_process()
     console = LastingConsole()
+    for sink in sinks.wanted(config.telemetry):
+        sinks.require_installed(sink)
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)
@@ -63,7 +66,7 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
         console.print(f"{run.path}: {NOTHING_LEFT}")
         return _conclude(run, console)
     with LiveView(console) as view:
-        status = Supervisor(run, view.update, metrics_port, accept_changes).main()
+        status = Supervisor(run, view.update, view.abandon, metrics_port, accept_changes).main()
     return status or _conclude(run, console)
 
 

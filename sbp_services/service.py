@@ -20,7 +20,7 @@ import psutil
 from streaming_sbp.config import ConfigError
 from streaming_sbp.files import write_json
 from streaming_sbp.rundir import RunDir, lock_role
-from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.stream.messages import StreamRefused
 from streaming_sbp.telemetry import targets
 from streaming_sbp.telemetry.health import HealthServer
 from streaming_sbp.telemetry.metrics import Metrics
@@ -29,6 +29,7 @@ from streaming_sbp.telemetry.metrics import Metrics
 # in a generator, whose shapes change at every step. Keeping few costs no time (docs/performance.md).
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 KERNELS_KEPT = 64
+SAY_EVERY_S = 10.0
 log = logging.getLogger("sbp")
 
 
@@ -50,11 +51,10 @@ class Service:
         self.started = psutil.Process().create_time()
         self._signals = 0
         self._parent_pid = int(os.environ.get("SBP_PARENT_PID", "0"))
-        self._state = "starting"
-        self._detail = ""
+        self._state, self._detail = "starting", "loading the program"
         self._progress: dict[str, Any] | None = None
         self._facts: dict[str, Any] = {}
-        self._last_status = 0.0
+        self._last_status = self._last_said = 0.0
         self._last_tick = time.monotonic()
         self.health = HealthServer(
             self.metrics.registry, self._healthy, self._ready, self.config.telemetry.host, metrics_port
@@ -80,6 +80,10 @@ class Service:
             return True  # the supervisor is gone: nobody is left to restart or stop us
         return self._signals > 0
 
+    @property
+    def supervised(self) -> bool:
+        return bool(self._parent_pid)
+
     def report(
         self, state: str, detail: str = "", progress: tuple[float, float, str] | None = None, **facts: Any
     ) -> None:
@@ -88,6 +92,7 @@ class Service:
         ``progress`` is (done, total, unit). ``facts`` are merged into those said before.
         """
         changed = state != self._state
+        self._speak(state, detail, changed)
         self._state, self._detail = state, detail
         self._progress = dict(zip(("done", "total", "unit"), progress, strict=True)) if progress else None
         self._facts.update(facts)
@@ -149,6 +154,14 @@ class Service:
             self.abort()
             os._exit(128 + number)
 
+    def _speak(self, state: str, detail: str, changed: bool) -> None:
+        """Started by hand, it says in its terminal what it does: each state, and every few seconds how far it is."""
+        if self.supervised or self.role == "supervisor":
+            return
+        if changed or (detail != self._detail and time.monotonic() - self._last_said >= SAY_EVERY_S):
+            self._last_said = time.monotonic()
+            log.info("%s %s%s", self.name, state, f": {detail}" if detail else "")
+
     def _write_status(self) -> None:
         self._last_status = time.monotonic()
         status = {
@@ -191,13 +204,21 @@ def _resources() -> dict[str, float]:
     }
 
 
+class _CurrentStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what `sys.stderr` is at the moment: the live view lets lines pass above it, and is not torn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up_process(threads: int = 1) -> None:
     """Plain log lines with time and level; one torch thread per process, or two cores are oversubscribed."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     for cache in KERNEL_CACHES:
         os.environ.setdefault(cache, str(KERNELS_KEPT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = _CurrentStderr()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # which variants it tried, as if they had failed

@@ -20,8 +20,9 @@ from sbp_services.service import Service
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry import targets
+from streaming_sbp.telemetry import sinks, targets
 
+DIES_WITHIN_S = 5.0  # a process after kill -9, on a busy machine
 BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configuration: a restart would not help
 
 
@@ -29,7 +30,7 @@ BAD_CONFIGURATION = 2  # exit status of a role that cannot work with its configu
 class Role:
     """One process that the supervisor keeps alive."""
 
-    kind: str  # pairer | trainer | tuner | generator
+    kind: str  # one of `catalogue.PROCESS_KINDS`
     name: str
     arguments: list[str]
     process: subprocess.Popen[bytes] | None = None
@@ -37,6 +38,7 @@ class Role:
     deaths: deque[float] = field(default_factory=deque)  # monotonic times, within the restart window
     start_at: float = 0.0
     started: float = 0.0  # Unix time
+    needed: bool = True  # the run ends when this cannot be kept alive
 
     @property
     def alive(self) -> bool:
@@ -44,19 +46,29 @@ class Role:
 
 
 class Supervisor(Service):
-    """Ends when the trainer is done, when a signal comes, or when a role cannot be kept alive."""
+    """Ends when the trainer is done, when a signal comes, or when a role cannot be kept alive.
+
+    ``show`` draws the run, about once a second; ``last_words`` says one line when a second signal ends everything.
+    """
 
     role = "supervisor"
 
     def __init__(
-        self, run: RunDir, show: Callable[[RunDir], None], metrics_port: int = 0, accept_changes: bool = False
+        self,
+        run: RunDir,
+        show: Callable[[RunDir], None],
+        last_words: Callable[[str], None],
+        metrics_port: int = 0,
+        accept_changes: bool = False,
     ):
         super().__init__(run, metrics_port=metrics_port)
+        self._say_at_the_end = last_words
         self._settings: config.Supervisor = self.config.supervisor
         self._show = show
         self.roles = [
             Role("trainer", "trainer", ["train", "--accept-changes"] if accept_changes else ["train"]),
             *_others(self.config),
+            *_exporters(self.config.telemetry),
         ]
 
     def startup(self) -> None:
@@ -69,8 +81,13 @@ class Supervisor(Service):
         self.report("running", f"{len(self.roles)} roles")
 
     def tick(self) -> bool:
-        for role in self.roles:
-            self._look_after(role)
+        try:
+            for role in self.roles:
+                self._look_after(role)
+        except ConfigError as error:
+            self._stop_all()
+            self.record("run_finished", reason=f"failed: {error}")
+            raise
         self._count_up()
         self._look_at_the_machine()
         self.report("running", f"{sum(role.alive for role in self.roles)} of {len(self.roles)} processes run")
@@ -79,17 +96,30 @@ class Supervisor(Service):
         return not self.roles[0].done
 
     def shutdown(self) -> None:
-        """Generators first, so that the trainer can still acknowledge; the trainer last, with its checkpoint."""
-        for kinds in (("generator",), ("tuner", "pairer"), ("trainer",)):
-            self._stop([role for role in self.roles if role.kind in kinds])
-        targets.forget_dead(self.run)
+        self._stop_all()
         self.record("run_finished", reason="the trainer is done" if self.roles[0].done else "stopped")
         self._show(self.run)
+
+    def _stop_all(self) -> None:
+        """Generators first, so that the trainer can still acknowledge; then the trainer, with its checkpoint."""
+        for kinds in (("generator",), ("tuner", "pairer"), ("trainer",), ("exporter",)):
+            self._stop([role for role in self.roles if role.kind in kinds])
+        targets.forget_dead(self.run)
 
     def abort(self) -> None:
         for role in self.roles:
             if role.process is not None and role.alive:
                 role.process.kill()
+        end = time.monotonic() + DIES_WITHIN_S
+        for role in self.roles:
+            if role.process is not None:
+                with suppress(subprocess.TimeoutExpired):  # so that nobody works on the run when this has ended
+                    role.process.wait(max(0.0, end - time.monotonic()))
+        self.report("stopped", "ended at once")
+        self._say_at_the_end(
+            "ended at once. Nothing is lost: the same command goes on from the newest checkpoint, and trains the steps "
+            "since then again as they were"
+        )
 
     def _start(self, role: Role) -> None:
         command = [sys.executable, "-m", "sbp_services", *role.arguments, "--run", str(self.run.path)]
@@ -115,10 +145,17 @@ class Supervisor(Service):
         if exit_code == 0 and role.kind in ("pairer", "trainer"):
             role.done = True
             return
-        if exit_code == BAD_CONFIGURATION:
-            self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=None)
-            raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
-        wait_s = self._next_wait_s(role)
+        try:
+            if exit_code == BAD_CONFIGURATION:
+                raise ConfigError(f"{role.name} cannot start: {self._last_words(role)}")
+            wait_s = self._next_wait_s(role)
+        except ConfigError as error:
+            died = {"name": role.name, "pid": pid, "exit_code": exit_code}
+            self.record("role_died", **died, restart_in_s=None, reason=str(error))
+            if role.needed:
+                raise
+            role.done = True  # the run goes on without it
+            return
         role.start_at = time.monotonic() + wait_s
         self.record("role_died", name=role.name, pid=pid, exit_code=exit_code, restart_in_s=round(wait_s, 1))
 
@@ -187,6 +224,11 @@ def _others(settings: config.Config) -> list[Role]:
         Role("generator", f"generator-{k}", ["generate", "--index", str(k)]) for k in range(settings.generator.count)
     ]
     return [*pairs, Role("tuner", "tuner", ["tune"]), *generators]
+
+
+def _exporters(telemetry: config.Telemetry) -> list[Role]:
+    arguments = {sinks.TENSORBOARD: ["--tensorboard"], sinks.WANDB: ["--wandb", telemetry.wandb]}
+    return [Role("exporter", sink, ["export", *arguments[sink]], needed=False) for sink in sinks.wanted(telemetry)]
 
 
 def _spawn(command: list[str], environment: dict[str, str], log_file: IO[bytes], nice: int) -> subprocess.Popen[bytes]:

@@ -171,7 +171,7 @@ class TrainerService(Service):
         self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self.receiver.start()
         self._look_for_snapshots()
-        self.report("running", "first step", stream_endpoint=self.receiver.endpoint)
+        self.report("running", "first step", self._position(), stream_endpoint=self.receiver.endpoint, **self._said())
 
     # --- the loop ---
 

@@ -124,7 +124,7 @@ class TunerService(Service):
         checkpoint = newest_checkpoint(self.run.checkpoints)
         first = max(settings.first_checkpoint_tokens, self._handled_tokens + 1)
         if checkpoint is None or checkpoint.tokens < first or checkpoint.digest in self._passed_over:
-            return f"for a checkpoint of at least {first:,} trained tokens"
+            return f"for a checkpoint of at least {first:,} trained tokens" if first > 1 else "for the first checkpoint"
         self._trained_tokens = checkpoint.tokens
         if waiting_for := self._over_budget():
             return waiting_for
@@ -286,7 +286,7 @@ class TunerService(Service):
             )
         self.report(
             "running",
-            f"tuning {candidate.parent}: held-out pair loss {progress.best_pair_loss:.3f}",
+            f"tuning {candidate.parent}: pair loss {progress.best_pair_loss:.3f}",
             (progress.tuned_tokens, max(budget(self._next.synthesizer), 1), "tokens"),
             **self._known(),
         )

@@ -13,7 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from streaming_sbp.telemetry.catalogue import MAX_DEPTH
 
@@ -28,6 +36,14 @@ class ConfigError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """pydantic would take it for 1."""
+        if isinstance(value, bool) and cls.model_fields[field.field_name or ""].annotation in (int, float):
+            raise ValueError("expected a number")
+        return value
 
 
 class Run(Section):
@@ -252,6 +268,10 @@ class Journal(Section):
 class Telemetry(Section):
     host: str = "127.0.0.1"  # where /metrics, /healthz and /readyz listen
     status_every_s: PositiveFloat = 1.0  # how often a role rewrites RUN/roles/ROLE.json
+    tensorboard: bool = False  # write event files into RUN/tensorboard (extra `tensorboard`); also `sbp export`
+    wandb: str = ""  # project of Weights & Biases to write to (extra `wandb`); "": none; also `sbp export`
+    # RUN/records/ROLE.jsonl is thinned above this size: more keeps finer curves of long ago, and is slower to read
+    record_bytes: Annotated[int, Field(ge=2**14)] = 8 * 2**20  # of each role; the trainer writes about 50 MB a day
     # of the trainer's hardware, one rank, FLOP/s: its data sheet's figure for the precision, for the utilisation
     peak_flops: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # 0: not known, no utilisation is shown
 

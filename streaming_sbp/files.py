@@ -26,12 +26,16 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
     path = Path(path)
     temporary = _beside(path)
     data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk a part of it takes room
+        raise
     if durable:
         fsync_directory(path.parent)
 
@@ -67,14 +71,23 @@ class AppendLog:
     """
 
     def __init__(self, path: str | Path):
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = Path(path)
+        self._descriptor = self._open()
         self._waiting: list[bytes] = []
         self.truncate(_end_of_last_line(self._descriptor))
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file; what waits is not in it."""
+        return os.fstat(self._descriptor).st_size
 
     def append(self, line: bytes) -> None:
         self._waiting.append(line)
         data = b"".join(self._waiting)
-        size = os.fstat(self._descriptor).st_size
+        size = self.size
         try:
             if os.write(self._descriptor, data) == len(data):
                 self._waiting.clear()
@@ -84,6 +97,15 @@ class AppendLog:
             self.truncate(size)
             if len(data) > MAX_WAITING_BYTES:
                 raise
+
+    def replace(self, content: bytes) -> None:
+        """Put whole lines in place of all that is in the file, at once; what follows is appended to them.
+
+        Raises OSError, and then the file is what it was.
+        """
+        write_atomically(self._path, content)
+        os.close(self._descriptor)
+        self._descriptor = self._open()
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)

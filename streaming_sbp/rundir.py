@@ -10,10 +10,11 @@ RUN/reference/          what sampled documents are compared with              (t
 RUN/journal/            accepted synthetic documents, WebDataset shards       (trainer)
 RUN/model               link to the newest checkpoint's Hugging Face folder   (trainer)
 RUN/steps.jsonl         every step: decisions, digest of its batch, losses    (trainer)
-RUN/records/ROLE.jsonl  what happened, one JSON object a line                 (each role)
+RUN/records/ROLE.jsonl  what happened, one JSON object a line, old ones thinned (each role)
 RUN/roles/ROLE.json     what a role is doing now, rewritten every second      (each role)
 RUN/logs/ROLE.log       its output                                            (supervisor)
 RUN/prometheus/ROLE.json where Prometheus finds its metrics                   (each role)
+RUN/tensorboard/, RUN/wandb/ curves for those who look there, and how far they are (exporter)
 RUN/report/             index.html and PNGs                                   (sbp report)
 """
 
@@ -25,6 +26,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.files import AppendLog, read_json, write_atomically, write_json
 from streaming_sbp.telemetry.records import Record, read_records
+from streaming_sbp.telemetry.thinning import thinned
 
+# What may not be left out can exceed the bound: then thinning again and again would be of no use.
+GROWTH_BETWEEN_THINNINGS = 1.5
 FOLDERS = ("pairs", "checkpoints", "snapshots", "quarantine", "journal", "records", "roles", "logs", "prometheus")
 
 
@@ -93,7 +98,7 @@ class RunDir:
         return configuration.load(self.path / "config.toml")
 
     def record(self, role: str) -> Recorder:
-        return Recorder(self.records / f"{role}.jsonl")
+        return Recorder(self.records / f"{role}.jsonl", self.config().telemetry.record_bytes)
 
     def read_records(self, role: str) -> list[Record]:
         """The records of a role, oldest first; a line that a crash cut short is passed over."""
@@ -112,14 +117,26 @@ class RunDir:
 
 
 class Recorder:
-    """Appends one JSON object a line; a reader sees it at once, and a full disk delays it."""
+    """Appends one JSON object a line; a reader sees it at once, and a full disk delays it.
 
-    def __init__(self, path: Path):
+    A file that grows above ``most_bytes`` is thinned: `telemetry/thinning.py` says what is kept.
+    """
+
+    def __init__(self, path: Path, most_bytes: int):
+        self._path, self._most_bytes, self._thin_above = path, most_bytes, most_bytes
         self._log = AppendLog(path)
 
     def __call__(self, event: str, **fields: Any) -> None:
         record = {"time": round(time.time(), 3), "event": event, **fields}
         self._log.append(json.dumps(record).encode() + b"\n")
+        if self._log.size > self._thin_above:
+            self._thin()
+
+    def _thin(self) -> None:
+        # on a full disk the file stays as it is, until it has grown further
+        with suppress(OSError):
+            self._log.replace(thinned(self._path.read_bytes(), self._most_bytes))
+        self._thin_above = max(self._most_bytes, int(GROWTH_BETWEEN_THINNINGS * self._log.size))
 
 
 def lock_role(path: Path, name: str) -> int:

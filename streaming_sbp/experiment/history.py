@@ -14,6 +14,7 @@ from streaming_sbp.pairing.pairs import STATISTICS_NAME
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.records import Record, read_records, without_superseded
 from streaming_sbp.telemetry.summary import Event, describe
+from streaming_sbp.telemetry.thinning import THINNED
 
 LONGEST_GAP_S = 30.0  # every role records more often while it runs: a longer gap is time in which nothing ran
 
@@ -61,7 +62,7 @@ class RunHistory:
     sampled: dict[str, int]  # generator -> documents, all its processes together
     blocked_s: dict[str, float]  # generator -> time without credit
     events: list[Event]
-    times: np.ndarray  # of all records of all roles, sorted
+    times: np.ndarray  # of all records of all roles, sorted; of those that were thinned out, about when they were
     pairs: dict[str, Any]  # RUN/pairs/statistics.json; empty while there is none
 
     def active_minutes(self, times: np.ndarray) -> np.ndarray:
@@ -99,7 +100,7 @@ def load(run: RunDir) -> RunHistory:
         sampled={name: sum(r.get("documents") or 0 for r in ends) for name, ends in throughput.items()},
         blocked_s={name: sum(r.get("blocked_s") or 0.0 for r in ends) for name, ends in throughput.items()},
         events=_events(by_role),
-        times=np.sort(np.array([r["time"] for records in by_role.values() for r in records], dtype=np.float64)),
+        times=np.sort(np.concatenate([np.zeros(0), *map(_times, by_role.values())])),
         pairs=read_json(run.pairs / STATISTICS_NAME) or {},
     )
 
@@ -113,6 +114,18 @@ def tokens_at(trains: list[Record], unix_time: float | None) -> float | None:
 
 def _of(records: list[Record], event: str) -> list[Record]:
     return [record for record in records if record["event"] == event]
+
+
+def _times(records: list[Record]) -> np.ndarray:
+    """When a role recorded something; records that were thinned out lay evenly between those that were kept."""
+    times = [np.array([record["time"] for record in records], dtype=np.float64)]
+    before: dict[str, float] = {}  # by event
+    for record in records:
+        event, time = record["event"], record["time"]
+        if THINNED in record and event in before:
+            times.append(np.linspace(before[event], time, record[THINNED] + 2)[1:-1])
+        before[event] = time
+    return np.concatenate(times)
 
 
 def _snapshots(by_role: dict[str, list[Record]], trainer: list[Record], trained: dict[str, int]) -> list[Snapshot]:

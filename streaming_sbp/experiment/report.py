@@ -97,7 +97,13 @@ def headline(status: Status, told: RunHistory) -> list[str]:
     run = status["run"]
     if run["tokens"] is None:
         return ["This run has not trained anything yet."]
-    state = {"done": "is done", "running": "is running", "stopped": "was stopped", "failed": "failed"}[run["state"]]
+    state = {
+        "done": "is done",
+        "running": "is running",
+        "stopping": "is stopping",
+        "stopped": "was stopped",
+        "failed": "failed",
+    }[run["state"]]
     trained = f"{text.quantity(run['tokens'])} of {text.quantity(run['total_tokens'])} tokens"
     verb = "has trained" if run["state"] == "running" else "trained"
     sentences = [f"This run {state}: it {verb} {trained} in {text.duration(told.active_s)}."]

@@ -29,6 +29,10 @@ Text = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARACTERS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
+class StreamRefused(RuntimeError):
+    """The trainer will not take this generator; the message says why."""
+
+
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """How a document was sampled; see `config.Generator`."""
 

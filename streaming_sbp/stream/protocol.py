@@ -100,10 +100,6 @@ class _Unsettled:
     sent_at: float
 
 
-class StreamRefused(RuntimeError):
-    """The trainer will not take this generator; the message says why."""
-
-
 class SenderProtocol:
     """One session of one generator. ``outgoing()`` after each call gives the frames to send.
 

@@ -13,8 +13,8 @@ import zmq
 from streaming_sbp import config
 from streaming_sbp.stream import keys
 from streaming_sbp.stream.leases import HeldSeeds
-from streaming_sbp.stream.messages import MAX_FRAMES, Announcement, DocumentHeader
-from streaming_sbp.stream.protocol import SenderProtocol, StreamRefused
+from streaming_sbp.stream.messages import MAX_FRAMES, Announcement, DocumentHeader, StreamRefused
+from streaming_sbp.stream.protocol import SenderProtocol
 
 LOOK_FOR_TRAINER_EVERY_S = 0.5
 MAX_RECONNECT_S = 2.0  # between attempts; the first ones come faster

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-PROCESS_KINDS = ("pairer", "trainer", "tuner", "generator")  # what the supervisor keeps alive
+PROCESS_KINDS = ("pairer", "trainer", "tuner", "generator", "exporter")  # what the supervisor keeps alive
 EVERY_ROLE = (*PROCESS_KINDS, "supervisor", "follower", "replayer")
 
 SOURCES = ("real", "synthetic", "pairs")

@@ -71,6 +71,7 @@ class StatusCollector:
         self._read_new_records()
         files = self._run.read_roles()
         roles = {name: self._role(files.get(name, {})) for name in _role_names(config, files)}
+        self._note_starting(roles, files)
         for name, role in roles.items():
             role["restarts"] = self._restarts.restarts[name]
         trainer = files.get("trainer", {}).get("facts", {})
@@ -122,9 +123,9 @@ class StatusCollector:
         return {term: source.get(term) for term in LEDGER}
 
     def _mix(self, facts: dict[str, Any]) -> dict[str, Any]:
-        if facts.get("mix"):
-            return {key: facts["mix"].get(key) for key in MIX}
-        return {key: self._trainer.newest(field) for key, field in MIX.items()}
+        said = facts.get("mix")
+        mix = {key: said.get(key) if said else self._trainer.newest(field) for key, field in MIX.items()}
+        return mix | {"pair_share": self._run.config().mix.pair_share}
 
     def _snapshots_part(self, facts: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -191,6 +192,16 @@ class StatusCollector:
             "cpu_seconds": said.get("cpu_seconds"),
         }
 
+    def _note_starting(self, roles: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+        """A process that the supervisor has started, and that is loading its libraries, cannot speak yet."""
+        if not roles["supervisor"]["alive"]:
+            return
+        since = files["supervisor"].get("started") or 0.0
+        for name, record in self._restarts.started.items():
+            if name in roles and name not in files and record["time"] >= since - PID_REUSE_SLACK_S:
+                said = {"pid": record.get("pid"), "updated": record["time"], "state": "starting"}
+                roles[name] |= self._role(said | {"detail": "loading the program"})
+
 
 def is_alive(role: dict[str, Any]) -> bool:
     """Whether the process that wrote this role file still runs: not a zombie, and no other program with its pid."""
@@ -208,7 +219,7 @@ def is_alive(role: dict[str, Any]) -> bool:
 def is_silent(role: dict[str, Any]) -> bool:
     """Of a role in the status object: it lives, and has not said anything for too long."""
     patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
-    return role["alive"] and role["state"] != "failed" and (role["age_s"] or 0) > patience_s
+    return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
 
 
 def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
@@ -218,7 +229,9 @@ def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
 
 
 def _run_state(roles: dict[str, Any], tokens: int | None, done: bool) -> str:
-    if any(role["alive"] and role["state"] not in ENDED for role in roles.values()):
+    if roles["trainer"]["state"] == "failed" and not roles["supervisor"]["alive"]:
+        return "failed"  # and nobody will start it again
+    if any(role["alive"] and role["state"] not in ENDED for role in roles.values() if role["role"] != "exporter"):
         return "stopping" if roles["supervisor"]["alive"] and roles["supervisor"]["state"] == "stopping" else "running"
     if done:
         return "done"

@@ -78,10 +78,13 @@ class RestartSummary:
 
     def __init__(self) -> None:
         self.restarts: Counter[str] = Counter()
+        self.started: dict[str, Record] = {}  # the last time, by name
         self._died: set[str] = set()
 
     def add(self, record: Record) -> None:
         name = record.get("name", "")
+        if record["event"] == "role_started":
+            self.started[name] = record
         if record["event"] == "role_died" and record.get("restart_in_s") is not None:
             self._died.add(name)
         elif record["event"] == "role_started" and name in self._died:
@@ -135,7 +138,9 @@ def _snapshot(record: Record) -> tuple[str, str]:
 
 def _died(record: Record) -> tuple[str, str]:
     wait_s = record.get("restart_in_s")
-    what_next = "no restart" if wait_s is None else f"restart in {duration(wait_s)}"
+    what_next = f"restart in {duration(wait_s)}"
+    if wait_s is None:
+        what_next = f"no restart: {record['reason']}" if record.get("reason") else "no restart"
     return f"{record.get('name')} died ({exit_text(record.get('exit_code'))}), {what_next}", "bad"
 
 

@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
@@ -25,6 +25,7 @@ from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
+    counted,
     decimal,
     duration,
     one_line,
@@ -36,7 +37,8 @@ from streaming_sbp.telemetry.text import (
 
 REFRESH_EVERY_S = 1.0
 PLAIN_LINE_EVERY_S = 10.0
-NUM_ROWS = 18  # of the screen, roles and events apart
+MANY_GENERATORS = 4  # so many, or more, that are well have one row together
+NUM_EVENTS = 6
 WIDE_ENOUGH_FOR_MEMORY = 96  # columns
 WIDEST = 110  # columns; a wider terminal shows nothing more
 STATE_STYLES = {
@@ -53,13 +55,30 @@ TONES = {"good": "green", "bad": "red", "plain": "default"}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def render(status: Status, width: int, num_events: int = 6) -> RenderableType:
-    """The whole status as one renderable, ``width`` columns wide at most, with the last events below."""
+def render(status: Status, width: int, num_events: int = NUM_EVENTS, short: bool = False) -> RenderableType:
+    """The whole status as one renderable, ``width`` columns wide at most, with the last events below.
+
+    ``short`` leaves out what is less often looked at: one line for each figure, no roles that are done.
+    """
     width = min(width, WIDEST)
-    parts = [_header(status, width), _roles(status, width), _rule(width), _figures(status, width)]
+    parts = [_header(status, width), _roles(status, width, short), _rule(width), _figures(status, width, short)]
     if status["events"] and num_events > 0:
         parts += [_rule(width), _events(status, width, num_events)]
     return Group(*parts)
+
+
+def fit(status: Status, console: Console) -> RenderableType:
+    """The status for a screen: all of it, or in short, and as many events as there is room for."""
+    room = console.height - 1  # the last row stays free: a terminal scrolls when it is written to
+    for short in (False, True):
+        left = room - _num_rows(console, render(status, console.width, 0, short)) - 1  # a rule above the events
+        if left >= min(NUM_EVENTS, len(status["events"])) or short:
+            break
+    return render(status, console.width, max(0, min(NUM_EVENTS, left)), short)
+
+
+def _num_rows(console: Console, renderable: RenderableType) -> int:
+    return len(console.render_lines(renderable, console.options.update(height=None), pad=False))
 
 
 def summary_line(status: Status) -> str:
@@ -71,9 +90,14 @@ def summary_line(status: Status) -> str:
         f"{quantity(run['tokens'])} of {quantity(run['total_tokens'])} tokens",
         f"held-out {decimal(loss['heldout_real'])}",
         f"synthetic {percent(mix['realised'])} (scheduled {percent(mix['scheduled'])})",
-        f"{status['snapshots']['published']} snapshots",
+        counted(status["snapshots"]["published"], "snapshot"),
         f"ledger {_balance_word(ledger['imbalance'])}",
     ]
+    trainer = status["roles"]["trainer"]
+    if run["tokens"] is None and trainer["state"]:
+        parts = [*parts[:2], one_line(f"trainer {trainer['state']}: {trainer['detail']}")]  # there are no figures yet
+    if mix["pair_share"] and mix["trained_tokens"]:
+        parts.append(f"pairs {percent(_pairs_share(mix))} (scheduled {percent(mix['pair_share'])})")
     if run["eta_s"] is not None:
         parts.append(f"{duration(run['eta_s'])} left")
     dead = [name for name, role in status["roles"].items() if role["state"] in ("dead", "failed")]
@@ -113,6 +137,12 @@ class LiveView:
             self._collector = StatusCollector(run)
         self._draw(self._collector)
 
+    def abandon(self, message: str) -> None:
+        """The program ends now, from a signal handler: leave the terminal as it was, with a last line."""
+        out = sys.stderr if self._live is None else self._console.file
+        out.write(("\x1b[?25h\n" if self._live else "") + message + "\n")
+        out.flush()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -125,8 +155,7 @@ class LiveView:
         self._last = time.monotonic()
         status = collector.collect()
         if self._live:
-            left_rows = self._console.height - NUM_ROWS - len(status["roles"])
-            self._live.update(render(status, self._console.width, min(6, max(1, left_rows))), refresh=True)
+            self._live.update(fit(status, self._console), refresh=True)
         else:
             self._console.print(Text(summary_line(status)), soft_wrap=True)
 
@@ -135,7 +164,7 @@ class LiveView:
 
 
 def _header(status: Status, width: int) -> RenderableType:
-    run, throughput = status["run"], status["throughput"]
+    run = status["run"]
     tokens, total = run["tokens"] or 0, run["total_tokens"]
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
@@ -147,29 +176,57 @@ def _header(status: Status, width: int) -> RenderableType:
         ProgressBar(total=total, completed=tokens),
         Text(f"{percent(tokens / total, 0)}  {left}".strip()),
     )
-    pace = Text(style="dim")
-    pace.append(f"{whole(throughput['tokens_per_second'])} tokens/s")
-    pace.append(f" · {percent(throughput['data_wait_share'])} of the time waiting for data")
-    pace.append(f" · real text read {decimal(throughput['real_epochs'], 2)}×")
     title = Text.assemble(("Streaming SBP ", "bold"), _shortened(run["dir"], width - 36), " ", _state(run["state"]))
-    return Panel(Group(bar, pace), title=title, title_align="left", box=ROUNDED, width=width, border_style="blue")
+    body = Group(bar, _pace(status))
+    return Panel(body, title=title, title_align="left", box=ROUNDED, width=width, border_style="blue")
 
 
-def _roles(status: Status, width: int) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, width=width, padding=(0, 1), show_edge=False, header_style="dim", border_style="dim")
-    table.add_column("role", no_wrap=True)
+def _pace(status: Status) -> Text:
+    """How fast it goes; how it ends, where that is more important."""
+    throughput, supervisor = status["throughput"], status["roles"]["supervisor"]
+    if supervisor["state"] == "failed":
+        return Text(one_line(supervisor["detail"] or ""), style="red")
+    if status["run"]["state"] == "stopping":
+        text = Text(one_line(supervisor["detail"] or ""), style="yellow", no_wrap=True, overflow="ellipsis")
+        return text.append(" · Ctrl-C again: end at once", style="dim")
+    text = Text(style="dim", no_wrap=True, overflow="ellipsis")
+    text.append(f"{whole(throughput['tokens_per_second'])} tokens/s")
+    text.append(f" · {percent(throughput['data_wait_share'])} of the time waiting for data")
+    return text.append(f" · real text read {decimal(throughput['real_epochs'], 2)}×")
+
+
+def _roles(status: Status, width: int, short: bool) -> RenderableType:
+    table = Table(box=None, width=width, padding=(0, 1), header_style="dim")
+    table.add_column("role", no_wrap=True, overflow="ellipsis", max_width=16)
     table.add_column("state", no_wrap=True)
     table.add_column("doing", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("progress", width=13, no_wrap=True)
     wide = width >= WIDE_ENOUGH_FOR_MEMORY
     if wide:
         table.add_column("memory", justify="right", no_wrap=True)
-    for name, role in status["roles"].items():
-        if name == "supervisor" and role["state"] not in ("failed", "dead"):
-            continue  # the header says how the run is
+    for names in _rows(status["roles"], short and status["run"]["state"] == "running"):
+        role = status["roles"][names[0]]
+        title = one_line(names[0]) if len(names) == 1 else f"{len(names)} generators"
         memory = [size(role["rss_bytes"]) if role["alive"] else NOTHING] if wide else []
-        table.add_row(Text(one_line(name)), _state(role["state"]), _doing(role), _progress(role["progress"]), *memory)
+        table.add_row(Text(title), _state(role["state"]), _doing(role), _progress(role["progress"]), *memory)
     return table
+
+
+def _rows(roles: dict[str, dict[str, Any]], only_at_work: bool) -> list[list[str]]:
+    """The names of the roles that are shown, those that share a row together."""
+    shown = [name for name, role in roles.items() if name != "supervisor" and not (only_at_work and _is_over(role))]
+    alike = [name for name in shown if roles[name]["role"] == "generator" and _is_well(roles[name])]
+    if len(alike) < MANY_GENERATORS:
+        return [[name] for name in shown]
+    return [alike if name == alike[0] else [name] for name in shown if name == alike[0] or name not in alike]
+
+
+def _is_over(role: dict[str, Any]) -> bool:
+    return role["state"] == "done" and not role["alive"]
+
+
+def _is_well(role: dict[str, Any]) -> bool:
+    return role["state"] in ("running", "waiting") and not role["restarts"] and not is_silent(role)
 
 
 def _doing(role: dict[str, Any]) -> Text:
@@ -192,15 +249,23 @@ def _progress(progress: dict[str, Any] | None) -> RenderableType:
     return row
 
 
-def _figures(status: Status, width: int) -> RenderableType:
+def _figures(status: Status, width: int, short: bool) -> RenderableType:
+    """Each figure's first line says what matters, the others the details."""
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="dim", no_wrap=True, width=11)
-    grid.add_column()
-    grid.add_row("loss", _loss(status["loss"]))
-    grid.add_row("mix", _mix(status["mix"]))
-    grid.add_row("stream", _stream(status))
-    grid.add_row("snapshots", _snapshots(status["snapshots"]))
-    grid.add_row("ledger", _ledger(status["ledger"]))
+    grid.add_column(style="dim", no_wrap=True, width=10)
+    grid.add_column(ratio=1)
+    figures = {
+        "loss": _loss(status["loss"]),
+        "mix": _mix(status["mix"]),
+        "stream": _stream(status),
+        "snapshots": _snapshots(status["snapshots"]),
+        "ledger": _ledger(status["ledger"]),
+    }
+    for name, lines in figures.items():
+        shown = lines[:1] if short else lines
+        for line in shown[:1] if short else ():
+            line.no_wrap, line.overflow = True, "ellipsis"
+        grid.add_row(name, Group(*shown))
     grid.width = width - 2
     return Padding(grid, (0, 1))
 
@@ -209,52 +274,72 @@ def _rule(width: int) -> RenderableType:
     return Padding(Text("─" * (width - 2), style="dim"), (0, 1))
 
 
-def _loss(loss: dict[str, Any]) -> Text:
+def _loss(loss: dict[str, Any]) -> list[Text]:
     history = [value for _, value in loss["heldout_history"] if value is not None]
-    text = Text.assemble("held-out real ", (decimal(loss["heldout_real"]), "bold"))
-    text.append(f" ({decimal(loss['heldout_bits_per_byte'])} bits/byte)")
+    text = Text.assemble("held-out ", (decimal(loss["heldout_real"]), "bold"))
     if len(history) > 1:
         word, style = ("falling", "green") if history[-1] < history[-2] else ("rising", "yellow")
         text.append(f" {sparkline(history)} {word}", style=style)
+    text.append(f" · train {decimal(loss['train_real'])}")
+    text.append(f", synthetic {decimal(loss['train_synthetic'])}" if loss["train_synthetic"] is not None else "")
+    details = Text(f"nats per token; held-out {decimal(loss['heldout_bits_per_byte'])} bits per byte", style="dim")
     if loss["question_accuracy"] is not None:
-        text.append(f" · {percent(loss['question_accuracy'])} of facts known")
-    text.append(f"\ntrain real {decimal(loss['train_real'])} · train synthetic {decimal(loss['train_synthetic'])}")
-    return text.append(" nats/token", style="dim")
+        details.append(f" · {percent(loss['question_accuracy'])} of facts known", style="not dim")
+    return [text, details]
 
 
-def _mix(mix: dict[str, Any]) -> Text:
-    text = Text.assemble("synthetic share: scheduled ", (percent(mix["scheduled"]), "bold"))
-    text.append_text(Text.assemble(" · realised ", (percent(mix["realised"]), "bold")))
-    text.append(f"\ndeviation {whole(mix['deviation_tokens'])} tokens · owed {whole(mix['debt_tokens'])}")
-    return text.append(f" · written off {whole(mix['forgiven_tokens'])}")
+def _mix(mix: dict[str, Any]) -> list[Text]:
+    text = Text.assemble((percent(mix["realised"]), "bold"), " synthetic")
+    text.append(f", scheduled {percent(mix['scheduled'])}")
+    if mix["pair_share"]:
+        text.append(f" · {percent(_pairs_share(mix))} pairs, scheduled {percent(mix['pair_share'])}")
+    if mix["debt_tokens"]:
+        text.append(f" · {quantity(mix['debt_tokens'])} tokens late", style="yellow")
+    details = Text(f"within {counted(_rounded(mix['deviation_tokens']), 'token')} of the schedule", style="dim")
+    return [text, details.append(f" · {counted(_rounded(mix['forgiven_tokens']), 'late token')} written off")]
 
 
-def _stream(status: Status) -> Text:
-    throughput = status["throughput"]
-    text = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s")
-    text.append(f" from {whole(throughput['peers'])} generators · {whole(status['ledger']['buffered'])} buffered")
-    text.append(f" · {quantity(throughput['staleness_tokens'])} tokens old")
+def _pairs_share(mix: dict[str, Any]) -> float | None:
+    tokens = mix["trained_tokens"] or {}
+    return tokens["pairs"] / max(1, sum(tokens.values())) if "pairs" in tokens else None
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _stream(status: Status) -> list[Text]:
+    throughput, buffered = status["throughput"], status["ledger"]["buffered"]
+    if not throughput["peers"] and not status["ledger"]["sent"]:
+        return [Text("no synthetic documents yet", style="dim")]
+    text = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s from ")
+    text.append(f"{counted(throughput['peers'], 'generator')} · {counted(buffered, 'document')} buffered")
+    lines = [text, Text(f"trained {quantity(throughput['staleness_tokens'])} tokens after their snapshot", style="dim")]
     reasons = [f"{whole(n)} {reason.replace('_', ' ')}" for reason, n in sorted(throughput["filtered"].items())]
-    return text.append(f"\nnot sent: {', '.join(reasons)}" if reasons else "")
+    return [*lines, Text(f"not sent: {', '.join(reasons)}", style="dim")] if reasons else lines
 
 
-def _snapshots(snapshots: dict[str, Any]) -> Text:
+def _snapshots(snapshots: dict[str, Any]) -> list[Text]:
     text = Text.assemble((str(snapshots["published"]), "bold"), " published · ")
     text.append(f"{snapshots['quarantined']} quarantined", style="yellow" if snapshots["quarantined"] else "")
-    text.append(f" · {snapshots['swapped_in']} swapped in · {len(snapshots['trained_from'] or {})} trained from")
     newest = snapshots["newest"]
     if newest:
-        text.append(f"\nnewest v{newest['version']}, {duration(newest['age_s'])} old, ")
-        text.append(f"from a checkpoint at {quantity(newest['parent_tokens'])} tokens")
-    return text
+        text.append(f" · v{newest['version']} is {duration(newest['age_s'])} old")
+        text.append(f", of {quantity(newest['parent_tokens'])} tokens")
+    details = Text(f"{snapshots['swapped_in']} swapped in by generators", style="dim")
+    return [text, details.append(f" · documents of {len(snapshots['trained_from'] or {})} trained")]
 
 
-def _ledger(ledger: dict[str, Any]) -> Text:
+def _ledger(ledger: dict[str, Any]) -> list[Text]:
     word = _balance_word(ledger["imbalance"])
     text = Text(word, style={"balanced": "green", NOTHING: "dim"}.get(word, "bold white on red"))
+    if ledger["sent"] is None:
+        return [text]
     names = ("trained", "buffered", "in_flight", "dropped")
-    terms = " + ".join(f"{whole(ledger[name])} {name.replace('_', ' ')}" for name in names)
-    return Text.assemble(text, f"  {whole(ledger['sent'])} sent = {terms}")
+    short = ", ".join(f"{quantity(ledger[name])} {name.replace('_', ' ')}" for name in names if ledger[name])
+    exact = " + ".join(f"{whole(ledger[name])} {name.replace('_', ' ')}" for name in names)
+    text.append(f"  {quantity(ledger['sent'])} sent{': ' if short else ''}{short}", style="default")
+    return [text, Text(f"{whole(ledger['sent'])} sent = {exact}", style="dim")]
 
 
 def _balance_word(imbalance: int | None) -> str:

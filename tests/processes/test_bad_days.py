@@ -24,8 +24,7 @@ from streaming_sbp.data.documents import document_id, split_of
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream import protocol
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings
-from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.stream.messages import DocumentHeader, SamplingSettings, StreamRefused
 from streaming_sbp.stream.sender import Sender
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.telemetry.status import collect, is_alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -166,6 +167,48 @@ def check_results(run: RunDir) -> None:
         shown = subprocess.run([sys.executable, "-m", "sbp_services", *command], capture_output=True, timeout=60)
         assert shown.returncode == 0, shown.stderr.decode()
         assert shown.stdout.strip()
+
+
+def test_two_signals_end_at_once_and_curves_go_on_where_they_were(folder: Path, monkeypatch: Any) -> None:
+    """TensorBoard follows across a run that is ended by force; Weights & Biases, without a login, stops nothing."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="extra `tensorboard`"
+    )
+    every = ["checkpoint.every_tokens=20000", "evaluation.every_tokens=20000"]
+    settings = ["telemetry.tensorboard=true", "training.total_tokens=80000", *every]
+    if importlib.util.find_spec("wandb"):
+        settings.append("telemetry.wandb=a-project")
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        monkeypatch.setenv("NETRC", str(folder / "none"))
+    process = start(folder, *settings)
+    wait_until(
+        "a checkpoint", lambda: list((folder / "run" / "checkpoints").glob("step-*/manifest.json")), process, folder
+    )
+    run = RunDir(folder / "run")
+    wait_until("curves", lambda: "up to step" in role(run, "tensorboard").get("detail", ""), process, folder)
+    process.send_signal(signal.SIGINT)
+    wait_until("it is stopping", lambda: role(run, "supervisor").get("state") == "stopping", process, folder)
+    assert finish(process) == 128 + signal.SIGINT
+    assert "ended at once. Nothing is lost" in (folder / "run.log").read_text()
+    stopped = status(folder)
+    assert stopped["run"]["state"] == "stopped"
+    assert not any(found["alive"] for found in stopped["roles"].values())
+
+    process = start(folder, *settings)
+    assert process.wait(300) == 0, (folder / "run.log").read_text()[-3000:]
+    assert status(folder)["run"]["state"] == "done"
+    deaths = [r for r in run.read_records("supervisor") if r["event"] == "role_died"]
+    assert {r["name"] for r in deaths} <= {"wandb"}
+    assert all("No API key" in r["reason"] for r in deaths)
+    events = accumulator.EventAccumulator(str(run.path / "tensorboard"), size_guidance={accumulator.SCALARS: 0})
+    events.Reload()
+    steps = [event.step for event in events.Scalars("train/loss_real")]
+    assert steps == sorted(set(steps))
+    records = run.read_records("trainer")
+    assert steps[-1] == records[-1]["step"]
+    evaluated = {event.step: event.value for event in events.Scalars("eval/loss")}
+    assert evaluated == {r["step"]: pytest.approx(r["heldout_loss"], rel=1e-6) for r in records if r["event"] == "eval"}
 
 
 def test_a_joint_run_trains_pairs_tunes_nothing_and_can_be_replayed(folder: Path) -> None:

@@ -101,3 +101,12 @@ def test_a_path_that_is_no_run_is_a_clear_error(tmp_path):
 def test_a_string_for_a_list_is_explained():
     with pytest.raises(ConfigError, match=r"data.inputs = 'x': expected a list"):
         config.load(overrides=["data.inputs=x"])
+
+
+@pytest.mark.parametrize(
+    "override", ["generator.count=true", "mix.synthetic_share=true", "training.total_tokens=false"]
+)
+def test_true_is_no_number(override):
+    with pytest.raises(ConfigError, match=rf"{override.split('=')[0]} = (True|False): expected a number"):
+        config.load(overrides=[override])
+    assert config.load(overrides=["telemetry.tensorboard=true"]).telemetry.tensorboard is True

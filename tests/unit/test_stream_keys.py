@@ -14,7 +14,7 @@ from sbp_services.cli import app
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.stream import keys
-from streaming_sbp.stream.protocol import StreamRefused
+from streaming_sbp.stream.messages import StreamRefused
 from streaming_sbp.stream.sender import Sender
 from tests.unit.test_stream_protocol import header
 from tests.unit.test_stream_sockets import VOCABULARY, Trainer, poll_until, send, settings

@@ -13,8 +13,8 @@ import zmq
 from streaming_sbp import config
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.stream.messages import Announcement
-from streaming_sbp.stream.protocol import LOST, StreamRefused
+from streaming_sbp.stream.messages import Announcement, StreamRefused
+from streaming_sbp.stream.protocol import LOST
 from streaming_sbp.stream.receiver import Receiver
 from streaming_sbp.stream.sender import Sender
 from streaming_sbp.telemetry.metrics import Metrics

@@ -28,7 +28,7 @@ def ended(tmp_path_factory):
 
 
 def role_file(run, name, **fields):
-    write_json(run.roles / f"{name}.json", {"role": name, "updated": time.time()} | fields)
+    write_json(run.roles / f"{name}.json", {"role": name.split("-")[0], "updated": time.time()} | fields)
 
 
 # --- the documented shape ---
@@ -70,7 +70,7 @@ def test_a_run_that_never_ran(tmp_path):
         ("ledger", ()),
         ("loss", ("heldout_history",)),
         ("throughput", ("filtered",)),
-        ("mix", ()),
+        ("mix", ("pair_share",)),
     ):
         assert {value for key, value in status[section].items() if key not in counted} == {None}
     assert status["snapshots"] == {
@@ -193,6 +193,7 @@ def test_the_newest_events_are_kept_whatever_role_wrote_them(tmp_path):
         ({"trainer": "failed"}, "failed"),
         ({"trainer": "running"}, "stopped"),  # killed
         ({"tuner": "failed", "trainer": "stopped"}, "stopped"),
+        ({"supervisor": "failed", "trainer": "failed"}, "failed"),
     ],
 )
 def test_the_state_of_a_run_nobody_works_on(tmp_path, states, expected):
@@ -203,6 +204,34 @@ def test_the_state_of_a_run_nobody_works_on(tmp_path, states, expected):
     assert status["run"]["state"] == expected
     for name, state in states.items():
         assert status["roles"][name]["state"] == ("dead" if state == "running" else state)
+
+
+def test_a_trainer_that_failed_is_no_running_run_though_a_generator_waits(tmp_path):
+    run = make_run(tmp_path / "run")
+    role_file(run, "trainer", state="failed", pid=2**22 + 1)
+    role_file(run, "generator-0", state="waiting", pid=os.getpid())
+    assert collect(run)["run"]["state"] == "failed"
+    role_file(run, "supervisor", state="running", pid=os.getpid(), started=time.time() - 60)  # starts it again
+    assert collect(run)["run"]["state"] == "running"
+
+
+def test_an_exporter_alone_is_no_running_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    role_file(run, "trainer", state="stopped", pid=2**22 + 1)
+    role_file(run, "wandb", role="exporter", state="running", pid=os.getpid())
+    assert collect(run)["run"]["state"] == "stopped"
+
+
+def test_a_process_that_loads_the_program_is_starting(tmp_path):
+    run = make_run(tmp_path / "run")
+    now = time.time()
+    role_file(run, "supervisor", state="running", pid=os.getpid(), started=now - 60)
+    record = RecordWriter(run, "supervisor")
+    record(now - 3600, "role_started", name="tuner", pid=os.getpid())  # by an earlier one
+    record(now, "role_started", name="trainer", pid=os.getpid())
+    roles = collect(run)["roles"]
+    assert (roles["trainer"]["state"], roles["trainer"]["alive"]) == ("starting", True)
+    assert roles["tuner"]["state"] is None
 
 
 def test_more_tokens_than_before_make_a_done_run_stopped(tmp_path):

