@@ -188,6 +188,8 @@ class Gate(Section):
     max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
     max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
+    # The larger of the two counts. This one has a scale: the nats that seed documents save the serving snapshot
+    max_seed_gain_loss: Share = 0.0  # of them that a later snapshot may lose, on held-out pairs; 0: off
     min_seed_gain: Annotated[float, Field(ge=0.0)] = 0.05  # nats that the first joint snapshot's seed documents save
     max_corpus_13gram_excess: Share = 0.15  # share of 13-grams that the corpus has, above held-out real text's
     max_corpus_copied_excess: Share = 0.10  # documents copied from any corpus document, above held-out real text's
