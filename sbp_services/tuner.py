@@ -350,10 +350,8 @@ class TunerService(Service):
         real = [seed[: settings.max_new_tokens] for seed in seeds]
         measures = losses | measure_trial(batch, real, settings, self.reference)
         serving = self.store.current()  # a person, or the trainer, may have gone back to an earlier one
-        serving_pair_loss = serving.measures["pair_loss"] if serving else None
-        return Trial(
-            measures, decide(measures, serving_pair_loss, self.config.gate, self.config.synthesizer.mode), batch
-        )
+        found = serving.measures if serving else None
+        return Trial(measures, decide(measures, found, self.config.gate, self.config.synthesizer.mode), batch)
 
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(

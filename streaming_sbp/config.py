@@ -208,6 +208,8 @@ class Gate(Section):
     max_empty_share: Share = 0.25  # documents that end before `generator.min_new_tokens`
     max_unfinished_share: Share = 0.9  # documents without an end; a synthesizer that never ends sends nothing
     max_pair_loss_increase: Annotated[float, Field(ge=0.0)] = 0.02  # nats above the serving snapshot's
+    # The larger of the two counts. This one has a scale: the nats that seed documents save the serving snapshot
+    max_seed_gain_loss: Share = 0.0  # of them that a later snapshot may lose, on held-out pairs; 0: off
     min_seed_gain: Annotated[float, Field(ge=0.0)] = 0.05  # nats that the first joint snapshot's seed documents save
     max_corpus_13gram_excess: Share = 0.15  # share of 13-grams that the corpus has, above held-out real text's
     max_corpus_copied_excess: Share = 0.10  # documents copied from any corpus document, above held-out real text's
@@ -238,7 +240,7 @@ class Generator(Section):
     max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
-    # Synthetic documents as seed documents, too: more varied text, further from what is real
+    # Synthetic documents as seed documents, too, for text that no real document suggests; not yet shown to help
     second_round_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the seed documents; 0: real ones only
     max_depth: Annotated[int, Field(ge=2, le=MAX_DEPTH)] = 2  # of a document: 1 + its seed's; a real one has 0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one

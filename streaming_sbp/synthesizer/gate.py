@@ -68,14 +68,14 @@ class Verdict:
         return "published" if self.published else "quarantined"
 
 
-def decide(measures: Mapping[str, float], serving_pair_loss: float | None, gate: config.Gate, mode: str) -> Verdict:
+def decide(measures: Mapping[str, float], serving: Mapping[str, float] | None, gate: config.Gate, mode: str) -> Verdict:
     """Compare with the bounds and with real text, and the pair loss with the serving snapshot's.
 
-    ``mode`` is `synthesizer.mode`. Without a serving snapshot (``None``) a tuned candidate must be better than the
-    checkpoint it was tuned from, and a joint one, which is its checkpoint, must use its seed documents. One that is
-    given is compared with nothing, nor is an unconditional one.
+    ``serving``: the measures of that snapshot. ``mode`` is `synthesizer.mode`. Without a serving snapshot (``None``) a
+    tuned candidate must be better than the checkpoint it was tuned from, and a joint one, which is its checkpoint, must
+    use its seed documents. One that is given is compared with nothing, nor is an unconditional one.
     """
-    failures = [_pair_loss_failure(measures, serving_pair_loss, gate, mode)]
+    failures = [_pair_loss_failure(measures, serving, gate, mode)]
     for measure, setting in BOUNDS.items():
         failures.append(_failure(measure, measures[measure], "at most", getattr(gate, setting), f"gate.{setting}"))
     for measure, setting in EXCESS.items():
@@ -100,8 +100,13 @@ def _failure(measure: str, value: float, kind: str, bound: float, where: str) ->
     return Failure(measure, f"{measure} = {value:.3f}: expected {kind} {bound:.3g} ({where})", value, bound)
 
 
+def seed_gain(measures: Mapping[str, float]) -> float:
+    """Nats per token that a snapshot's own seed documents save it beside unrelated ones; 0 where that is not known."""
+    return max(0.0, measures.get("unrelated_pair_loss", -math.inf) - measures["pair_loss"])
+
+
 def _pair_loss_failure(
-    measures: Mapping[str, float], serving: float | None, gate: config.Gate, mode: str
+    measures: Mapping[str, float], serving: Mapping[str, float] | None, gate: config.Gate, mode: str
 ) -> Failure | None:
     value = measures["pair_loss"]
     if not math.isfinite(value):
@@ -109,8 +114,12 @@ def _pair_loss_failure(
     if mode == "unconditional":
         return None  # it has no seed documents to learn from
     if serving is not None:
-        bound = serving + gate.max_pair_loss_increase
-        why = f"the serving snapshot's {serving:.4f} + {gate.max_pair_loss_increase:g} (gate.max_pair_loss_increase)"
+        increase, setting = max(
+            (gate.max_pair_loss_increase, "gate.max_pair_loss_increase"),
+            (gate.max_seed_gain_loss * seed_gain(serving), "gate.max_seed_gain_loss"),
+        )
+        bound = serving["pair_loss"] + increase
+        why = f"the serving snapshot's {serving['pair_loss']:.4f} + {increase:.3g} ({setting})"
     elif mode == "given":
         return None  # it comes from elsewhere: there is nothing to compare it with
     elif mode == "joint":

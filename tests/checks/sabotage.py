@@ -122,7 +122,8 @@ SABOTAGE: dict[str, tuple[Callable[[Bench], PreTrainedModel], str]] = {  # name 
 
 def faults(measures: dict[str, float], serving_pair_loss: float | None = None, mode: str = "tuned") -> list[str]:
     """The measures for which the gate with its default bounds refuses a candidate; none when it is published."""
-    return decide(measures, serving_pair_loss, config.Gate(), mode).measures
+    serving = None if serving_pair_loss is None else {"pair_loss": serving_pair_loss}
+    return decide(measures, serving, config.Gate(), mode).measures
 
 
 def sabotage_caught(folder: Path) -> str:

@@ -108,7 +108,26 @@ def test_bounds_relative_to_real_text(measure, setting, good):
 )
 def test_pair_loss_is_compared_with_the_serving_snapshot_or_the_untuned_checkpoint(pair_loss, serving, published, good):
     measures = good | {"pair_loss": pair_loss, "untuned_pair_loss": 3.9}
-    assert decide(measures, serving, config.Gate(), "tuned").published == published
+    found = None if serving is None else {"pair_loss": serving}
+    assert decide(measures, found, config.Gate(), "tuned").published == published
+
+
+@pytest.mark.parametrize(
+    ("pair_loss", "serving", "settings", "bound"),
+    [
+        (0.65, {"pair_loss": 0.61, "unrelated_pair_loss": 1.61}, {}, 0.63),
+        (0.65, {"pair_loss": 0.61, "unrelated_pair_loss": 1.61}, {"max_seed_gain_loss": 0.1}, None),  # up to 0.71
+        (0.72, {"pair_loss": 0.61, "unrelated_pair_loss": 1.61}, {"max_seed_gain_loss": 0.1}, 0.71),
+        (0.65, {"pair_loss": 0.61, "unrelated_pair_loss": 0.71}, {"max_seed_gain_loss": 0.1}, 0.63),  # less than 0.02
+        (0.65, {"pair_loss": 0.61, "unrelated_pair_loss": 0.50}, {"max_seed_gain_loss": 0.1}, 0.63),  # it gains nothing
+        (0.65, {"pair_loss": 0.61}, {"max_seed_gain_loss": 0.1}, 0.63),  # an older snapshot, where nobody measured it
+    ],
+)
+def test_a_later_snapshot_may_lose_a_part_of_what_seed_documents_are_worth(pair_loss, serving, settings, bound, good):
+    verdict = decide(good | {"pair_loss": pair_loss}, serving, config.Gate(**settings), "tuned")
+    assert [failure.bound for failure in verdict.failures] == ([] if bound is None else [pytest.approx(bound)])
+    if bound == 0.71:
+        assert "gate.max_seed_gain_loss" in verdict.reasons[0]
 
 
 def test_every_reason_is_spelled_out_with_value_and_bound(good):
