@@ -73,7 +73,7 @@ class HeldSeeds:
         if introduction:
             self._introduced = self._num_reports
         held = tuple(ranges_of({*self._free, *self._taken}))
-        return SeedReport(self._num_reports, self._last_grant, self.want, held)
+        return SeedReport(self._num_reports, self._last_grant, self.want, held, self._introduced)
 
     def receive(self, introduced: int, grants: Iterable[SeedGrant]) -> None:
         """Only grants that answer the last introduction count: others may be of a trainer that is no more."""

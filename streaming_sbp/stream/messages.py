@@ -68,6 +68,7 @@ class SeedReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     last_grant: Count  # grants up to this number have arrived
     want: Annotated[int, msgspec.Meta(ge=0, le=MAX_HELD_SEEDS)]  # how many it would like to hold
     held: Annotated[tuple[tuple[Count, Count], ...], msgspec.Meta(max_length=MAX_HELD_SEEDS)] = ()  # (first, end)
+    introduced: Count = 0  # number of the report in the last Hello: this one, in a Hello
 
 
 class SeedGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -521,6 +521,8 @@ class ReceiverProtocol:
         self.seeds.hear(session.lease, message.seeds, introduction=False)
         if isinstance(message, Leaving):
             self._end(session)
+        elif message.seeds.introduced > session.lease.introduced:
+            self._say(peer, Unknown())  # its last Hello was lost, and it takes no grant that answers an earlier one
 
     def _document(self, session: Session, message: Document) -> None:
         seq = message.seq

@@ -348,7 +348,7 @@ class Schedule(RuleBasedStateMachine):
         """What it completed, and the trainer has not heard: it is given to others."""
         protocol = self.generators[name].protocol
         session = self.trainer._sessions.get((name, protocol._identity[-1]))
-        known = session.lease.positions() | self.trainer.seeds.returned if session else set()
+        known = self.trainer.seeds.returned | (session.lease.positions() if session else set())
         self.excepted |= {position for position in known if self.completed[position]}
 
     def _collect(self) -> None:
@@ -469,6 +469,24 @@ def test_bad_documents_are_dropped_with_the_reason_and_settled(tokens, changes, 
     assert (ledger.sent, ledger.accepted, ledger.dropped) == (1, 0, {reason: 1})
 
 
+def test_a_lost_introduction_is_made_again_so_that_seeds_are_granted():
+    """Else it would be ready, and pass over every grant: they answer the introduction before."""
+    trainer, generator = receiver(), sender()
+    generator.connect(0.0)
+    (first,) = generator.outgoing()
+    generator.connect(0.1)
+    generator.outgoing()  # the second one is lost
+    trainer.receive(b"p", first, 0.1)
+    trainer.tick(0.1)
+    for _, frames in trainer.outgoing():
+        generator.receive(frames, 0.1)
+    assert generator.state == "ready"
+    for now in (1.2, 2.3, 3.4):
+        generator.tick(now)
+        exchange(trainer, generator, now)
+    assert len(generator.seeds) == SEEDS_WANTED
+
+
 def test_a_document_made_from_a_synthetic_one_is_accepted_with_its_line():
     trainer, generator = connected()
     first = header()
@@ -476,7 +494,8 @@ def test_a_document_made_from_a_synthetic_one_is_accepted_with_its_line():
     for made in (first, second):
         generator.send(made, np.array([1, 2, 3]), np.zeros(3, np.uint8), 0.0)
     assert not generator.is_settled(0)
-    trainer.receive(b"peer", [frame for frames in generator.outgoing() for frame in frames], 0.0)
+    for frames in generator.outgoing():
+        trainer.receive(b"p", frames, 0.0)
     assert [document.header for document in trainer.pending] == [first, second]
     exchange(trainer, generator, 0.0)
     assert generator.is_settled(0)
