@@ -105,11 +105,10 @@ class ReplayService(Service):
 
     def shutdown(self) -> None:
         self.record("finish", **self.comparison.as_json())
-        print(json.dumps(self.comparison.as_json()), flush=True)
 
 
 def replay(original: RunDir, out: Path | None, metrics_port: int = 0) -> int:
-    """Exit status 0 when every batch and every loss is the same, 1 otherwise.
+    """Prints the comparison as one JSON line, the last; exit status 0 when every batch and loss is the same, else 1.
 
     Raises ConfigError when ``out`` (by default RUN-replay) is something else than a replay.
     """
@@ -124,4 +123,7 @@ def replay(original: RunDir, out: Path | None, metrics_port: int = 0) -> int:
     run = RunDir.open_or_create(configuration.load(original.path / "config.toml", overrides=overrides))
     (target / "replay_of.json").write_text(json.dumps({"run": str(original.path), "run_id": original.run_id}))
     service = ReplayService(run, original, metrics_port)
-    return service.main() or (0 if service.comparison.equal else 1)
+    if status := service.main():
+        return status
+    print(json.dumps(service.comparison.as_json()), flush=True)
+    return 0 if service.comparison.equal else 1
