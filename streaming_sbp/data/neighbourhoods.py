@@ -23,7 +23,7 @@ from scipy.sparse import csgraph
 
 from streaming_sbp.data.documents import ID_BYTES, sampling_key
 from streaming_sbp.data.spool import Batch
-from streaming_sbp.data.tfidf import counter, weigh
+from streaming_sbp.data.tfidf import counter, num_documents_with, weigh
 
 COSINE = 0.4  # lower, and hardly a neighbourhood of real text ends; higher, and relatives stay (docs/experiments.md)
 HASHED_TERMS = 2**20  # columns that words are hashed to; 100,000 distinct words share a column in 9 % of the cases
@@ -98,7 +98,7 @@ class _Vectors:
     def _add(self, ids: list[str], counts: sparse.csr_matrix) -> None:
         sparse.save_npz(self._path(self._num_blocks), counts, compressed=False)
         self._num_blocks += 1
-        np.add.at(self._num_with, counts.indices, 1)
+        self._num_with += num_documents_with(counts)
         self._ids += bytes.fromhex("".join(ids))
         self._keys.extend(sampling_key(id, _PURPOSE) for id in ids)
 

@@ -78,7 +78,7 @@ class StatusCollector:
         status = {
             "run": self._run_part(config, roles, trainer),
             "ledger": self._ledger(trainer),
-            "mix": self._mix(trainer),
+            "mix": self._mix(config, trainer),
             "snapshots": self._snapshots_part(trainer),
             "loss": self._loss(trainer),
             "throughput": self._throughput(trainer, files, roles),
@@ -122,10 +122,10 @@ class StatusCollector:
         source = facts.get("ledger") or self._trainer.newest("ledger") or {}
         return {term: source.get(term) for term in LEDGER}
 
-    def _mix(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def _mix(self, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
         said = facts.get("mix")
         mix = {key: said.get(key) if said else self._trainer.newest(field) for key, field in MIX.items()}
-        return mix | {"pair_share": self._run.config().mix.pair_share}
+        return mix | {"pair_share": config.mix.pair_share}
 
     def _snapshots_part(self, facts: dict[str, Any]) -> dict[str, Any]:
         return {

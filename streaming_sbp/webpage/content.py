@@ -13,7 +13,7 @@ from typing import Any
 from streaming_sbp.experiment import advice, quality
 from streaming_sbp.experiment.history import RunHistory, Snapshot
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status, is_silent
+from streaming_sbp.telemetry.status import ENDED, Status, is_silent
 from streaming_sbp.telemetry.text import (
     NOTHING,
     decimal,
@@ -29,7 +29,7 @@ from streaming_sbp.telemetry.text import (
 Json = dict[str, Any]
 Cell = str | Json
 NUM_SNAPSHOTS = 40  # rows; the newest
-ENDED = ("done", "stopped", "failed", "new")
+NOTHING_RUNS = (*ENDED, "new")  # states of a run
 TONES = {
     "training": "good",
     "running": "good",
@@ -59,7 +59,7 @@ def of_status(run: RunDir, status: Status) -> Json:
     others = [one for one in advice.suggest(run, config, status) if one not in problems]
     return {
         "state": state(status),
-        "live": status["run"]["state"] not in ENDED,
+        "live": status["run"]["state"] not in NOTHING_RUNS,
         "progress": _progress(status),
         "problems": [_suggestion(one) for one in problems],
         "advice": [_suggestion(one) for one in others],
@@ -110,7 +110,7 @@ def _sentence(status: Status, word: str) -> str:
     if word == "training":
         left = f", {duration(run['eta_s'])} left" if run["eta_s"] is not None else ""
         return f"{trained} trained, {whole(rate)} tokens/s{left}."
-    if run["state"] not in ENDED:
+    if run["state"] not in NOTHING_RUNS:
         return f"{trained} trained. {one_line(trainer['detail'] or '')}".strip()
     if run["state"] == "new":
         return "No process of this run has started yet."
