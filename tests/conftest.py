@@ -14,6 +14,22 @@ from streaming_sbp.config import Config
 
 torch.set_num_threads(1)
 
+CUDA = pytest.param(
+    torch.device("cuda"),
+    id="cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+
+
+DEVICES = [pytest.param(torch.device("cpu"), id="cpu"), CUDA]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """What a test asks for that holds on every device; `pytest -m gpu` runs those for CUDA."""
+    return request.param
+
+
 _TOPICS = ("river", "engine", "bread", "violin", "glacier", "harbour", "comet", "orchard", "loom", "lantern")
 _VERBS = ("carries", "holds", "follows", "changes", "repairs", "measures", "paints", "guards")
 _THINGS = ("stone", "copper", "winter", "music", "salt", "paper", "shadow", "grain", "glass", "wind")

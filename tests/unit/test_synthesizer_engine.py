@@ -25,9 +25,9 @@ def random_prompts(tokenizer, lengths, seed=0):
     return [[tokenizer.bos_id, *found, tokenizer.sep_id] for found in words]
 
 
-def engine_of(model, tokenizer, folder, precision="fp32", num_rows=64):
+def engine_of(model, tokenizer, folder, precision="fp32", num_rows=64, device=CPU):
     model.save_pretrained(folder)
-    engine = TransformersEngine(CPU, precision, num_rows, tokenizer)
+    engine = TransformersEngine(device, precision, num_rows, tokenizer)
     engine.load(folder)
     return engine
 
@@ -83,11 +83,11 @@ TINY = SimpleNamespace(pad_id=0, bos_id=1, eos_id=2, sep_id=3, vocab_size=14)
 
 
 @pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (1.0, 0.9, 0), (1.4, 0.8, 7)])
-def test_whole_documents_follow_the_distribution_of_the_plain_definition(temperature, top_p, top_k, tmp_path):
+def test_whole_documents_follow_the_distribution_of_the_plain_definition(temperature, top_p, top_k, device, tmp_path):
     """Through cache, refills and dropped rows, among documents of other prompts, against full forward passes."""
     model = make_model(20, seed=3, tie_word_embeddings=False, initializer_range=0.25)
     model.save_pretrained(tmp_path)
-    engine = TransformersEngine(CPU, "fp32", 512, TINY)
+    engine = TransformersEngine(device, "fp32", 512, TINY)
     engine.load(tmp_path)
     sampling = Sampling(temperature, top_p, top_k, max_new_tokens=3)
     prompts = [[1, 5, 9, 3], [1, 7, 3], [1, 12, 4, 4, 8, 11, 3]]
@@ -102,9 +102,9 @@ def test_whole_documents_follow_the_distribution_of_the_plain_definition(tempera
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("num_kv_heads", [1, 4])
-def test_log_probs_are_those_of_a_separate_forward_pass(family, num_kv_heads, tokenizer, tmp_path):
+def test_log_probs_are_those_of_a_separate_forward_pass(family, num_kv_heads, device, tokenizer, tmp_path):
     model = make_model(tokenizer.vocab_size, family=family, num_kv_heads=num_kv_heads)
-    engine = engine_of(model, tokenizer, tmp_path, num_rows=3)
+    engine = engine_of(model, tokenizer, tmp_path, num_rows=3, device=device)
     prompts = random_prompts(tokenizer, [3, 130, 2, 64, 65, 66, 20])
     sampled = generate(engine, prompts, Sampling(0.8, 0.9, 0, max_new_tokens=90), seed=1)
     for prompt, document in zip(prompts, sampled, strict=True):
@@ -113,9 +113,9 @@ def test_log_probs_are_those_of_a_separate_forward_pass(family, num_kv_heads, to
         np.testing.assert_allclose(document.log_probs, expected, atol=2e-4)
 
 
-def test_bf16_log_probs_stay_close_to_fp32(tokenizer, tmp_path):
+def test_bf16_log_probs_stay_close_to_fp32(device, tokenizer, tmp_path):
     model = make_model(tokenizer.vocab_size, hidden_size=64, num_layers=3)
-    engine = engine_of(model, tokenizer, tmp_path, precision="bf16")
+    engine = engine_of(model, tokenizer, tmp_path, precision="bf16", device=device)
     prompts = random_prompts(tokenizer, [40, 70, 10])
     for prompt, document in zip(prompts, generate(engine, prompts, Sampling(max_new_tokens=60), 0), strict=True):
         difference = np.abs(document.log_probs - plain_log_probs(model, prompt, document.tokens))
@@ -124,7 +124,7 @@ def test_bf16_log_probs_stay_close_to_fp32(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("num_rows", [1, 4, 64])
-def test_rows_that_end_at_different_times_do_not_disturb_the_others(num_rows, tokenizer, tmp_path):
+def test_rows_that_end_at_different_times_do_not_disturb_the_others(num_rows, device, tokenizer, tmp_path):
     """Greedy, so that each document can be compared with transformers' generate() on its prompt alone."""
     model = make_model(tokenizer.vocab_size, seed=5, tie_word_embeddings=False, initializer_range=0.15)
     prompts = random_prompts(tokenizer, [10, 100, 30, 64, 65, 5, 140, 70, 12, 33])
@@ -135,9 +135,9 @@ def test_rows_that_end_at_different_times_do_not_disturb_the_others(num_rows, to
     eos_id = max(reached, key=lambda t: len(set(reached[t])))
     ids = SimpleNamespace(pad_id=never[0], bos_id=never[1], sep_id=never[2], eos_id=eos_id, vocab_size=260)
     model.save_pretrained(tmp_path)
-    engine = TransformersEngine(CPU, "fp32", num_rows, ids)
+    engine = TransformersEngine(device, "fp32", num_rows, ids)
     engine.load(tmp_path)
-    engine._forbidden = torch.tensor([*never, tokenizer.eos_id])
+    engine._forbidden = torch.tensor([*never, tokenizer.eos_id], device=device)
     sampled = generate(engine, prompts, Sampling(top_k=1, max_new_tokens=80), seed=0)
     assert len({len(document.tokens) for document in sampled}) >= 4
     for document, whole in zip(sampled, without_end, strict=True):
@@ -163,8 +163,8 @@ def test_special_tokens_and_ids_beyond_the_tokenizer_are_never_sampled(tokenizer
     assert max(found) < tokenizer.vocab_size
 
 
-def test_the_same_seed_gives_the_same_documents(tokenizer, tmp_path):
-    engine = engine_of(make_model(tokenizer.vocab_size), tokenizer, tmp_path)
+def test_the_same_seed_gives_the_same_documents(device, tokenizer, tmp_path):
+    engine = engine_of(make_model(tokenizer.vocab_size), tokenizer, tmp_path, device=device)
     prompts = random_prompts(tokenizer, [9, 30])
     documents = [
         [d.tokens.tolist() for d in generate(engine, prompts, Sampling(max_new_tokens=20), seed)] for seed in (1, 1, 2)
@@ -188,11 +188,11 @@ def test_documents_come_as_they_end_and_a_caller_may_stop(tokenizer, tmp_path):
     assert [d.tokens.tolist() for d in again] == [d.tokens.tolist() for d in whole]
 
 
-def test_a_swap_replaces_the_weights_in_place(tokenizer, tmp_path):
+def test_a_swap_replaces_the_weights_in_place(device, tokenizer, tmp_path):
     prompts, sampling = random_prompts(tokenizer, [9, 30]), Sampling(max_new_tokens=20)
-    engine = engine_of(make_model(tokenizer.vocab_size, seed=0), tokenizer, tmp_path / "a")
+    engine = engine_of(make_model(tokenizer.vocab_size, seed=0), tokenizer, tmp_path / "a", device=device)
     module = engine._model
-    other = engine_of(make_model(tokenizer.vocab_size, seed=1), tokenizer, tmp_path / "b")
+    other = engine_of(make_model(tokenizer.vocab_size, seed=1), tokenizer, tmp_path / "b", device=device)
     before = generate(engine, prompts, sampling, 0)
     engine.load(tmp_path / "b")
     assert engine._model is module

@@ -13,6 +13,7 @@ from streaming_sbp.training.batches import IGNORED, collate
 from streaming_sbp.training.mixer import PAIRS
 from streaming_sbp.training.packing import Bin, Packer
 from streaming_sbp.training.sources import PairSource
+from tests.conftest import DEVICES
 from tests.unit.synthesizer_models import (
     FIRST_WORD,
     NUM_TOPICS,
@@ -108,7 +109,7 @@ def test_labels_are_exactly_the_targets_and_their_ends(tokenizer, prompter):
     assert int((batch.labels != IGNORED).sum()) == sum(pair.num_target_tokens for pair in pairs)
 
 
-def test_held_out_loss_is_the_mean_over_target_tokens_of_separate_passes(tokenizer, prompter):
+def test_held_out_loss_is_the_mean_over_target_tokens_of_separate_passes(tokenizer, prompter, device):
     model = make_model(tokenizer.vocab_size)
     pairs = topic_pairs(prompter, 30, seed=3)
     total = count = 0
@@ -119,7 +120,7 @@ def test_held_out_loss_is_the_mean_over_target_tokens_of_separate_passes(tokeniz
         targets = range(pair.num_prompt_tokens, len(ids))
         total -= sum(float(log_probs[t - 1, ids[t]]) for t in targets)
         count += len(targets)
-    loss = PairLoss(pairs, prompter.longest_pair_tokens, 256, tokenizer.pad_id)(model, CPU, "fp32")
+    loss = PairLoss(pairs, prompter.longest_pair_tokens, 256, tokenizer.pad_id)(model.to(device), device, "fp32")
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
@@ -140,13 +141,14 @@ def test_an_epoch_is_every_pair_once_in_an_order_of_its_own(tokenizer, prompter)
 # --- tuning ---
 
 
-@pytest.fixture(scope="module")
-def tuned(tokenizer, prompter):
+@pytest.fixture(scope="module", params=DEVICES)
+def tuned(tokenizer, prompter, request):
     """A model tuned on the topic task, with what tuning reported."""
-    model = make_model(tokenizer.vocab_size, hidden_size=64)
+    device = request.param
+    model = make_model(tokenizer.vocab_size, hidden_size=64).to(device)
     judge = PairLoss(topic_pairs(prompter, 64, seed=100), prompter.longest_pair_tokens, 1024, tokenizer.pad_id)
     pairs = topic_pairs(prompter, 800, seed=5)
-    progress = list(tune(model, pairs, judge, tuning_config(), tokenizer.pad_id, CPU))
+    progress = list(tune(model, pairs, judge, tuning_config(), tokenizer.pad_id, device))
     return model, judge, progress
 
 
@@ -156,12 +158,12 @@ def test_tuning_learns_what_only_the_seed_document_tells(tuned):
     assert progress[0].pair_loss == pytest.approx(math.log(260), abs=0.3)
     # ln 32 is the best that a model blind to the seed can reach; ln 4 (per word) the best with it
     assert progress[-1].best_pair_loss < 0.6 * math.log(NUM_TOPICS * WORDS_PER_TOPIC)
-    assert judge(model, CPU, "fp32") == pytest.approx(progress[-1].best_pair_loss, rel=1e-6)
+    assert judge(model, model.device, "fp32") == pytest.approx(progress[-1].best_pair_loss, rel=1e-6)
 
 
 def test_documents_sampled_from_the_tuned_model_keep_to_the_topic_of_their_seed(tuned, tokenizer, prompter, tmp_path):
     tuned[0].save_pretrained(tmp_path)
-    engine = TransformersEngine(CPU, "bf16", 32, tokenizer)
+    engine = TransformersEngine(tuned[0].device, "bf16", 32, tokenizer)
     engine.load(tmp_path)
     topics = np.arange(64) % NUM_TOPICS
     prompts = [

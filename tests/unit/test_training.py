@@ -27,10 +27,10 @@ from streaming_sbp.training.world import World
 CPU = torch.device("cpu")
 
 
-def make_trainer(settings: Config, folder: Path, **training: object) -> Trainer:
+def make_trainer(settings: Config, folder: Path, device: torch.device = CPU, **training: object) -> Trainer:
     changed = settings.model_copy(update={"training": settings.training.model_copy(update=training)})
     dataset = Dataset.open(settings.data.dataset)
-    return build_trainer(changed, dataset, Journal(folder), folder, CPU, PhaseClock(PHASES), World())
+    return build_trainer(changed, dataset, Journal(folder), folder, device, PhaseClock(PHASES), World())
 
 
 def make_store(settings: Config, folder: Path, **kept: object) -> CheckpointStore:
@@ -44,11 +44,12 @@ def heldout(settings: Config) -> HeldoutSet:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_packed_documents_do_not_see_each_other(tiny_config, tmp_path, family):
+def test_packed_documents_do_not_see_each_other(tiny_config, tmp_path, family, device):
     settings = tiny_config.model_copy(update={"model": tiny_config.model.model_copy(update={"family": family})})
-    trainer = make_trainer(settings, tmp_path / "journal")
+    trainer = make_trainer(settings, tmp_path / "journal", device)
     batch = trainer.batches.next()
-    packed = token_losses(trainer.model, batch, CPU, "fp32")
+    packed = token_losses(trainer.model, batch, device, "fp32").cpu()
+    trainer.model.cpu()
     assert max(len(row) for row in batch.rows) > 1
     for row, pieces in enumerate(batch.rows):
         at = 0
@@ -60,15 +61,15 @@ def test_packed_documents_do_not_see_each_other(tiny_config, tmp_path, family):
             at += piece.length
 
 
-def test_training_lowers_the_heldout_loss(tiny_config, tmp_path):
-    trainer = make_trainer(tiny_config, tmp_path / "journal", learning_rate=1e-2)
+def test_training_lowers_the_heldout_loss(tiny_config, tmp_path, device):
+    trainer = make_trainer(tiny_config, tmp_path / "journal", device, learning_rate=1e-2)
     judge = heldout(tiny_config)
-    before = judge.evaluate(trainer.model, CPU, "fp32")
+    before = judge.evaluate(trainer.model, device, "fp32")
     vocabulary = Dataset.open(tiny_config.data.dataset).tokenizer().vocab_size
     assert before.loss == pytest.approx(math.log(vocabulary), rel=0.1)  # untrained: uniform
     for _ in range(40):
         trainer.step()
-    after = judge.evaluate(trainer.model, CPU, "fp32")
+    after = judge.evaluate(trainer.model, device, "fp32")
     assert after.loss < 0.6 * before.loss
     assert after.bits_per_byte / after.loss == pytest.approx(before.bits_per_byte / before.loss)
 
@@ -81,22 +82,22 @@ def test_bits_per_byte_counts_every_byte_of_the_same_documents(tiny_config, tmp_
     assert judge.num_bytes == sum(len(tokenizer.decode(split.tokens(i)).encode()) for i in range(len(split)))
 
 
-def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path):
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_path, device):
     norms = []
     for size in (0, 1, 3):
-        trainer = make_trainer(tiny_config, tmp_path / "journal", micro_batch_sequences=size, precision="fp32")
+        trainer = make_trainer(tiny_config, tmp_path / "journal", device, micro_batch_sequences=size, precision="fp32")
         norms.append(trainer.step().gradient_norm)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
-def test_resume_is_bit_identical(tiny_config, tmp_path):
+def test_resume_is_bit_identical(tiny_config, tmp_path, device):
     """Three saves and resumes, across an epoch boundary, against one uninterrupted run: batches and losses."""
 
     def steps(trainer: Trainer, count: int) -> list[tuple[str, float]]:
         done = [trainer.step() for _ in range(count)]
         return [(step.batch.digest(), step.losses[REAL]) for step in done]
 
-    whole = make_trainer(tiny_config, tmp_path / "journal")
+    whole = make_trainer(tiny_config, tmp_path / "journal", device)
     expected = steps(whole, 80)
     assert whole.batches.sources[REAL].epochs > 1
     store = CheckpointStore(
@@ -104,7 +105,7 @@ def test_resume_is_bit_identical(tiny_config, tmp_path):
     )
     found: list[tuple[str, float]] = []
     for _ in range(4):
-        trainer = make_trainer(tiny_config, tmp_path / "journal")
+        trainer = make_trainer(tiny_config, tmp_path / "journal", device)
         loaded = store.load_newest(trainer.model, trainer.optimizer)
         assert (loaded is None) == (not found)
         if loaded:
@@ -116,6 +117,25 @@ def test_resume_is_bit_identical(tiny_config, tmp_path):
         assert store.poll().error == ""
     assert found == expected
     assert len(list(tmp_path.glob("step-*"))) == 2  # keep_last
+
+
+@pytest.mark.parametrize("to", [pytest.param("cpu", id="to-cpu"), pytest.param("cuda", id="to-cuda")])
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_checkpoint_goes_on_on_another_device(tiny_config, tmp_path, to):
+    """Same batches; losses equal to rounding."""
+    devices = [torch.device("cuda" if to == "cpu" else "cpu"), torch.device(to)]
+    first, second = (make_trainer(tiny_config, tmp_path / "journal", device, precision="fp32") for device in devices)
+    store = make_store(tiny_config, tmp_path)
+    for _ in range(10):
+        first.step()
+    store.save(first.trained.steps, first.trained.total_tokens, first.model, first.optimizer, first.state_dict())
+    store.wait()
+    second.load_state_dict(store.load_newest(second.model, second.optimizer)[1])
+    for _ in range(10):
+        here, there = first.step(), second.step()
+        assert here.batch.digest() == there.batch.digest()
+        assert here.losses[REAL] == pytest.approx(there.losses[REAL], rel=1e-3)
 
 
 def test_loading_walks_back_over_damaged_checkpoints(tiny_config, tmp_path):

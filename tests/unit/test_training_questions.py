@@ -11,8 +11,6 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
 from streaming_sbp.training.questions import Question, QuestionSet
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -47,9 +45,10 @@ def plain_scores(model, question):
     return np.array(scores)
 
 
-def test_scores_are_those_of_separate_sequences(model):
+def test_scores_are_those_of_separate_sequences(model, device):
     questions = QuestionSet(QUESTIONS, pad_id=0)
-    found = questions._scores(QUESTIONS, model, CPU, "fp32")
+    found = questions._scores(QUESTIONS, model.to(device), device, "fp32")
+    model.cpu()
     for question, scores in zip(QUESTIONS, found, strict=True):
         np.testing.assert_allclose(scores, plain_scores(model, question), atol=1e-4)
 
@@ -59,7 +58,7 @@ def test_measures(model):
     ranks = [
         1 + int((scores > scores[question.right]).sum()) for scores, question in zip(expected, QUESTIONS, strict=True)
     ]
-    answers = QuestionSet(QUESTIONS, pad_id=0).ask(model, CPU, "fp32")
+    answers = QuestionSet(QUESTIONS, pad_id=0).ask(model, torch.device("cpu"), "fp32")
     assert answers.rank == pytest.approx(np.mean(ranks))
     assert answers.accuracy == pytest.approx(np.mean([rank == 1 for rank in ranks]))
     right = [scores[question.right] for scores, question in zip(expected, QUESTIONS, strict=True)]
