@@ -24,10 +24,26 @@ BLOCK = 64  # columns; 32 has more calls, 192 reads more empty columns
 HIDDEN = float("-inf")
 
 
+class Prompts:
+    """Packed prompts: where each token is in its prompt, and where each prompt's tokens are.
+
+    ``numbers``, ``positions`` ``[tokens]``: which prompt, and where in it. ``padded`` ``[prompts, longest]``: where the
+    tokens of a prompt are; beyond its end any token stands for the padding.
+    """
+
+    def __init__(self, lengths: torch.Tensor):
+        """``lengths`` ``[prompts]``, each at least 1."""
+        starts = lengths.cumsum(0) - lengths
+        self.numbers = torch.repeat_interleave(lengths)
+        self.positions = torch.arange(len(self.numbers), device=lengths.device) - starts[self.numbers]
+        columns = torch.arange(int(lengths.max()), device=lengths.device)
+        self.padded = (starts[:, None] + columns).clamp_(max=len(self.numbers) - 1)
+
+
 class BlockCache:
     """Used in two phases, as often as needed.
 
-    `begin_prefill`: the model then sees packed prompts ``[1, tokens]``, and ``spans`` says which row each part goes to.
+    `begin_prefill`: the model then sees packed prompts ``[1, tokens]``; each prompt goes to a row and sees only itself.
     `begin_step`: the model then sees one token of each row ``[rows, 1]``, and ``positions`` says where it goes.
     """
 
@@ -38,19 +54,21 @@ class BlockCache:
         self._keys: dict[int, torch.Tensor] = {}  # by layer
         self._values: dict[int, torch.Tensor] = {}
         self.num_used = 0  # blocks that hold anything
-        self.spans: Sequence[tuple[int, int, int]] = ()  # (row, first, last)
-        self.positions = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.prompts: Prompts | None = None  # those that are passing; None in a step
         self.mask = torch.empty(0)  # [rows, 1, columns], added to the scores
-        self._place: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = (self.positions,) * 3
+        self._place: tuple[torch.Tensor, ...] = ()  # block, row, column of each token that is passing
 
     def begin_prefill(self, spans: Sequence[tuple[int, int, int]]) -> None:
-        self.spans = spans
-        longest = max(last - first for _, first, last in spans)
-        self.num_used = max(self.num_used, -(-longest // BLOCK))
+        """``spans``: (row, first, last) of each packed prompt, in their order and without gaps."""
+        lengths = torch.tensor([last - first for _, first, last in spans], device=self._device)
+        self.prompts = Prompts(lengths)
+        self.num_used = max(self.num_used, -(-int(lengths.max()) // BLOCK))
+        rows = torch.tensor([row for row, _, _ in spans], device=self._device)
+        self._place = (self.prompts.positions // BLOCK, rows[self.prompts.numbers], self.prompts.positions % BLOCK)
 
     def begin_step(self, positions: torch.Tensor) -> None:
         """``positions`` ``[rows]``: of the token that each row is about to store; it sees itself and what is before."""
-        self.spans, self.positions = (), positions
+        self.prompts = None
         self.num_used = int(positions.max()) // BLOCK + 1
         visible = self._columns[: self.num_used * BLOCK] <= positions[:, None]
         self.mask = torch.where(visible, 0.0, HIDDEN)[:, None]
@@ -65,19 +83,11 @@ class BlockCache:
                 layers[layer] = self._empty(old.shape[2], old.shape[4])
                 torch.index_select(old[: self.num_used], 1, rows, out=layers[layer][: self.num_used])
 
-    def store_prompts(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """``[1, kv heads, tokens, head_dim]`` of packed prompts into their rows, from position 0."""
-        for stored, new in zip(self._layer(layer, keys), (keys, values), strict=True):
-            for row, first, last in self.spans:
-                for block, start in enumerate(range(first, last, BLOCK)):
-                    part = new[0, :, start : min(start + BLOCK, last)]
-                    stored[block, row, :, : part.shape[1]] = part
-
-    def store_step(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """``[rows, kv heads, 1, head_dim]`` into each row's position."""
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Of the tokens that are passing: ``[1, kv heads, tokens, head_dim]`` or ``[rows, kv heads, 1, head_dim]``."""
         blocks, rows, columns = self._place
         for stored, new in zip(self._layer(layer, keys), (keys, values), strict=True):
-            stored[blocks, rows, :, columns] = new[:, :, 0].to(self.dtype)
+            stored[blocks, rows, :, columns] = new.transpose(1, 2).flatten(0, 1).to(self.dtype)
 
     def read(self, layer: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The used blocks of keys and of values, each ``[rows * kv heads, BLOCK, head_dim]``."""
@@ -118,10 +128,9 @@ def attend(
             f"got sliding_window = {sliding_window}, softcap = {softcap}; use a model with full attention"
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if block_cache.spans:
-        block_cache.store_prompts(layer, key, value)
-        return _attend_in_prompts(query, key, value, scaling, block_cache.spans), None
-    block_cache.store_step(layer, key, value)
+    block_cache.store(layer, key, value)
+    if block_cache.prompts is not None:
+        return _attend_in_prompts(query, key, value, scaling, block_cache.prompts), None
     return _attend_to_blocks(query, scaling, layer, block_cache), None
 
 
@@ -130,21 +139,12 @@ def _attend_in_prompts(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    spans: Sequence[tuple[int, int, int]],
+    prompts: Prompts,
 ) -> torch.Tensor:
-    """Each prompt by itself, so that packed prompts do not see each other and nothing is padded."""
-    outputs = [
-        F.scaled_dot_product_attention(
-            query[:, :, first:last],
-            key[:, :, first:last],
-            value[:, :, first:last],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=True,
-        )
-        for _, first, last in spans
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    """Each prompt by itself. They come by length, so padding them at their ends costs little; no token looks there."""
+    query, key, value = (packed[0].transpose(0, 1)[prompts.padded].transpose(1, 2) for packed in (query, key, value))
+    output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2)[prompts.numbers, prompts.positions][None]
 
 
 def _attend_to_blocks(query: torch.Tensor, scaling: float, layer: int, cache: BlockCache) -> torch.Tensor:
