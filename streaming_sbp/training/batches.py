@@ -198,9 +198,10 @@ class BatchStream:
         self._noted_jumps = dict(_pairs(state["noted_jumps"]))
 
     def oldest_needed(self, source: str) -> int:
-        """The first document of ``source`` that is still to be trained: unread, or waiting in the packer."""
+        """The first document of ``source`` that must still be there, for those unread or waiting in the packer."""
         waiting = (piece.position for piece in self.packer.pieces() if piece.source == source)
-        return min(waiting, default=self.sources[source].cursor)
+        found = self.sources[source]
+        return found.first_needed(min(waiting, default=found.cursor))
 
     def forget_waiting(self, source: str, cursor: int) -> int:
         """Go on with another corpus: take ``source`` from ``cursor``, drop what of it waits in bins.

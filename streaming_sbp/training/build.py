@@ -27,7 +27,7 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: P
     tokenizer, training, mix = dataset.tokenizer(), settings.training, settings.mix
     sources: dict[str, Source] = {
         REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
-        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id, mix),
+        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size, mix),
     }
     if mix.pair_share > 0:
         sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)

@@ -17,6 +17,7 @@ from streaming_sbp.data.dataset import Split
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
+from streaming_sbp.training.typical import TypicalConfidence
 
 DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.catalogue.DROP_REASONS
 
@@ -46,6 +47,10 @@ class Source(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def first_needed(self, position: int) -> int:
+        """The first document that must still be there to train the one at ``position`` as it would be trained now."""
+        ...
 
     def num_tokens(self, position: int) -> int:
         """Length of the training sequence, <bos> and <eos> included."""
@@ -83,6 +88,9 @@ class Reshuffled:
 
     def pass_over_to(self, position: int) -> bool:
         return False
+
+    def first_needed(self, position: int) -> int:
+        return position
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self.cursor}
@@ -158,8 +166,9 @@ class SyntheticSource:
     ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely.
     """
 
-    def __init__(self, journal: Journal, bos_id: int, eos_id: int, mix: config.Mix):
+    def __init__(self, journal: Journal, bos_id: int, eos_id: int, vocab_size: int, mix: config.Mix):
         self._journal, self._bos_id, self._eos_id, self._mix = journal, bos_id, eos_id, mix
+        self._typical = TypicalConfidence(journal, vocab_size)
         self.cursor = 0
         self.dropped: dict[str, Counter[str]] = {DAMAGED: Counter(), ROLLED_BACK: Counter()}
         self.rejected: frozenset[str] = frozenset()
@@ -212,6 +221,9 @@ class SyntheticSource:
         self.cursor, self._intact = state["cursor"], -1
         self.dropped = {reason: Counter(found) for reason, found in state["dropped"].items()}
 
+    def first_needed(self, position: int) -> int:
+        return self._typical.first_needed(position) if self._mix.confidence == "relative" else position
+
     def num_tokens(self, position: int) -> int:
         return self._journal.entry(position).header.num_tokens + 2
 
@@ -219,12 +231,17 @@ class SyntheticSource:
         return framed(self._journal.tokens(position), self._bos_id, self._eos_id)
 
     def target_weights(self, position: int) -> np.ndarray | None:
-        """By the probability p of each token: "mask": 0 below `mix.min_confidence`; "weights": p / that, at most 1."""
+        """By the probability p of each token and `mix.min_confidence`, c.
+
+        "mask": 0 where p < c; "relative": 0 where p < c x what is usual for that token; "weights": p / c, at most 1.
+        """
         if self._mix.confidence == "off" or self._mix.min_confidence == 0.0:
             return None
         certainty = confidence.probabilities(self._journal.confidence(position)) / self._mix.min_confidence
+        if self._mix.confidence == "relative":
+            certainty *= np.exp(self._typical.usual(position)[self._journal.tokens(position)])
         weights = np.ones(len(certainty) + 2, dtype=np.float32)
-        weights[1:-1] = certainty >= 1.0 if self._mix.confidence == "mask" else np.minimum(certainty, 1.0)
+        weights[1:-1] = np.minimum(certainty, 1.0) if self._mix.confidence == "weights" else certainty >= 1.0
         return weights
 
 

@@ -155,7 +155,7 @@ def test_documents_of_a_rejected_snapshot_are_passed_over_and_counted_by_their_g
     for seq, snapshot in enumerate("abbabb"):
         made = document(seq, 20, f"generator-{seq % 2}")
         writer.append([replace(made, header=replace(made.header, snapshot=snapshot * 32))])
-    source = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    source = SyntheticSource(Journal(tmp_path), 1, 2, 400, config.Mix())
     source.rejected = frozenset({"b" * 32})
     taken = []
     while source.pass_over_rejected() or source.has_document():
@@ -164,7 +164,7 @@ def test_documents_of_a_rejected_snapshot_are_passed_over_and_counted_by_their_g
             source.cursor += 1
     assert taken == [0, 3]
     assert source.dropped == {"damaged": {}, "rolled_back": {"generator-0": 2, "generator-1": 2}}
-    again = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    again = SyntheticSource(Journal(tmp_path), 1, 2, 400, config.Mix())
     again.load_state_dict(json.loads(json.dumps(source.state_dict())))
     assert (again.cursor, again.dropped) == (6, source.dropped)
 
@@ -184,7 +184,7 @@ def test_damaged_documents_are_passed_over_and_counted(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(document(2, 20).tokens.tobytes())] ^= 1
     path.write_bytes(data)
-    source = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    source = SyntheticSource(Journal(tmp_path), 1, 2, 400, config.Mix())
     taken = []
     while source.has_document():
         taken.append(source.cursor)
@@ -192,8 +192,8 @@ def test_damaged_documents_are_passed_over_and_counted(tmp_path):
     assert taken == [0, 3]
     assert source.dropped["damaged"] == {"unknown": 1, "generator-0": 1}
     empty = {"damaged": {}, "rolled_back": {}}
-    assert SyntheticSource(Journal(tmp_path), 1, 2, config.Mix()).state_dict() == {"cursor": 0, "dropped": empty}
-    repeated = SyntheticSource(Journal(tmp_path), 1, 2, config.Mix())
+    assert SyntheticSource(Journal(tmp_path), 1, 2, 400, config.Mix()).state_dict() == {"cursor": 0, "dropped": empty}
+    repeated = SyntheticSource(Journal(tmp_path), 1, 2, 400, config.Mix())
     assert repeated.pass_over_to(4)
     assert repeated.dropped["damaged"] == {"unknown": 1, "generator-0": 1}
     assert repeated.dropped["rolled_back"] == {"generator-0": 2}

@@ -18,6 +18,7 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.shards import AcceptedDocument
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import PairSequence
+from streaming_sbp.training import typical
 from streaming_sbp.training.batches import IGNORED, collate
 from streaming_sbp.training.build import build_batches
 from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC
@@ -28,6 +29,7 @@ from tests.unit.test_stream_journal import document
 from tests.unit.test_training import CPU, make_trainer
 
 BOS, EOS = 1, 2
+VOCABULARY = 70_000
 
 
 def with_mix(settings: Config, **mix: object) -> Config:
@@ -47,7 +49,7 @@ def synthetic_source(folder: Path, log_probs: list[float], **mix: object) -> Syn
     certainty = confidence.quantised(np.array(log_probs))
     journal = Journal(folder, writable=True)
     journal.append([AcceptedDocument("g", "s", 0, plain.header, plain.tokens, certainty)])
-    return SyntheticSource(journal, BOS, EOS, config.Mix(**mix))
+    return SyntheticSource(journal, BOS, EOS, VOCABULARY, config.Mix(**mix))
 
 
 def collated(source: SyntheticSource, capacity: int = 16):
@@ -77,6 +79,43 @@ def test_weights_fall_with_the_probability(tmp_path):
     source = synthetic_source(tmp_path, log_probs, confidence="weights", min_confidence=0.1)
     weights = collated(source).weights[0, 1:6].numpy()
     assert weights == pytest.approx([1.0, 0.5, 1.0, 0.1, 1.0], rel=0.04)
+
+
+def relative_source(folder: Path, num_documents: int) -> SyntheticSource:
+    """Documents of two tokens: 5, which is sure (p = 0.9) in 9 of 10, and 6, which never is (p = 0.1)."""
+    rng, journal = np.random.default_rng(0), Journal(folder, writable=True)
+    plain = document(0, 2)
+    for k in range(num_documents):
+        first = 0.9 if rng.random() < 0.9 else 0.2
+        certainty = confidence.quantised(np.log([first, 0.1]))
+        tokens = np.array([5, 6], dtype=plain.tokens.dtype)
+        journal.append([AcceptedDocument("g", "s", k, plain.header, tokens, certainty)])
+    return SyntheticSource(journal, BOS, EOS, 8, config.Mix(confidence="relative", min_confidence=0.5))
+
+
+def test_relative_confidence_masks_what_is_unusual_for_a_token_and_not_what_is_unlikely(tmp_path, monkeypatch):
+    monkeypatch.setattr(typical, "BLOCK_DOCUMENTS", 32)
+    source = relative_source(tmp_path, 150)
+    sure = np.array([source._journal.confidence(k)[0] < 16 for k in range(150)])
+    weights = np.array([source.target_weights(k) for k in range(150)])
+    assert weights[:32].all()  # nothing is known yet
+    assert np.array_equal(weights[32:, 1] == 1, sure[32:])
+    assert 0.02 < (weights[32:, 1] == 0).mean() < 0.2
+    assert weights[:, 2].all()  # p = 0.1, as always
+    again = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, source._mix)  # a resume asks in the middle
+    assert np.array_equal(again.target_weights(140), weights[140])
+
+
+def test_what_relative_confidence_compares_with_is_not_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr(typical, "BLOCK_DOCUMENTS", 32)
+    monkeypatch.setattr(typical, "NUM_BLOCKS", 2)
+    source = relative_source(tmp_path, 150)
+    assert [source.first_needed(p) for p in (0, 31, 70, 128, 140)] == [0, 0, 0, 64, 64]
+    expected = source.target_weights(140)
+    source._journal.prune(source.first_needed(140))
+    kept = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, source._mix)
+    assert np.array_equal(kept.target_weights(140), expected)
+    assert synthetic_source(tmp_path / "other", [0.0] * 4, confidence="mask").first_needed(140) == 140
 
 
 def test_without_confidence_every_token_counts(tmp_path):
