@@ -6,10 +6,11 @@ Every expression keeps the label ``run``, so one Prometheus may watch many runs.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-RUNBOOK = "docs/runbook.md"
+RUNBOOK = os.environ.get("SBP_RUNBOOK_URL", "docs/runbook.md")  # where alerts link to
 GROUP = "streaming_sbp"
 
 RECORDING: dict[str, tuple[str, str]] = {  # name: (expression, what it is)
@@ -389,7 +390,7 @@ ALERTS: tuple[Alert, ...] = (
     Alert(
         "SbpCheckpointOverdue",
         "warning",
-        "sum by (run) (sbp_trained_tokens_total) - max by (run) (sbp_checkpoint_tokens) "
+        "max by (run) (sbp_run_trained_tokens) - max by (run) (sbp_checkpoint_tokens) "
         "> 3 * max by (run) (sbp_checkpoint_interval_tokens)",
         "5m",
         "{{ $labels.run }}: the newest checkpoint is three intervals behind",
@@ -397,12 +398,12 @@ ALERTS: tuple[Alert, ...] = (
         ("*Checkpoint time* and *Checkpoints* on the training dashboard.",),
         ("A faster disk, or a larger `checkpoint.every_tokens`.",),
         {
-            'sbp_trained_tokens_total{run="r",source="real"}': "0+100x40",
+            'sbp_run_trained_tokens{run="r"}': "0+100x40",
             'sbp_checkpoint_tokens{run="r"}': "0x40",
             'sbp_checkpoint_interval_tokens{run="r"}': "500x40",
         },
         {
-            'sbp_trained_tokens_total{run="r",source="real"}': "0+100x40",
+            'sbp_run_trained_tokens{run="r"}': "0+100x40",
             'sbp_checkpoint_tokens{run="r"}': "0+100x40",
             'sbp_checkpoint_interval_tokens{run="r"}': "500x40",
         },

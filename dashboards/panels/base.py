@@ -57,8 +57,8 @@ def stat(title: str, description: str, query: str, **more: object) -> Panel:
 
 
 def quantiles(metric: str, prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Median and 99th percentile of a histogram over all that was observed."""
+    """Median and 99th percentile of what a histogram observed in the last hour."""
     return tuple(
-        (f"histogram_quantile({q}, sum by (le) ({metric}_bucket{{R}}))", f"{prefix}{name}")
+        (f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{R}}[1h])))", f"{prefix}{name}")
         for q, name in ((0.5, "median"), (0.99, "99 %"))
     )

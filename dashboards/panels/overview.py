@@ -2,7 +2,7 @@
 
 from dashboards.panels.base import Board, Row, graph, stat
 
-TRAINED = "sum(sbp_trained_tokens_total{R})"
+TRAINED = "max(sbp_run_trained_tokens{R})"
 RATE = "sum(rate(sbp_trained_tokens_total{R}[$__rate_interval]))"
 
 BOARD = Board(

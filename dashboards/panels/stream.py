@@ -56,7 +56,7 @@ BOARD = Board(
                 ),
                 graph(
                     "Staleness of trained documents",
-                    "Tokens trained since the checkpoint behind the snapshot that wrote them, over the whole process.",
+                    "Tokens trained since the checkpoint behind the snapshot that wrote them, in the last hour.",
                     *quantiles("sbp_staleness_tokens"),
                 ),
                 graph(

@@ -165,9 +165,9 @@ BOARD = Board(
                 ),
                 graph(
                     "Mix debt",
-                    "Synthetic tokens that real text has stood in for: owed now, and written off so far.",
+                    "Synthetic tokens that real text has stood in for: owed now, and written off in the last hour.",
                     ("max(sbp_mix_debt_tokens{R})", "owed"),
-                    ("max(sbp_mix_forgiven_tokens_total{R})", "written off"),
+                    ("sum(increase(sbp_mix_forgiven_tokens_total{R}[1h]))", "written off in an hour"),
                     minimum=0,
                 ),
                 graph(
@@ -209,7 +209,7 @@ BOARD = Board(
                 graph(
                     "Tokens since the checkpoint",
                     "What a crash now would have to train again, beside checkpoint.every_tokens.",
-                    ("sum(sbp_trained_tokens_total{R}) - max(sbp_checkpoint_tokens{R})", "since"),
+                    ("max(sbp_run_trained_tokens{R}) - max(sbp_checkpoint_tokens{R})", "since"),
                     ("max(sbp_checkpoint_interval_tokens{R})", "checkpoint.every_tokens"),
                 ),
                 graph(

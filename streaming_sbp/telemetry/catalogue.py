@@ -146,11 +146,18 @@ TRAINING: tuple[Metric, ...] = (
     _counter(
         "sbp_trained_tokens_total",
         "tokens",
-        "Tokens that passed through the model in training",
+        "Tokens that passed through the model in training, in this process",
         _TRAINER,
         "training/Tokens per second",
-        alerts=("SbpCheckpointOverdue",),
         labels=_SOURCE,
+    ),
+    _gauge(
+        "sbp_run_trained_tokens",
+        "tokens",
+        "Tokens that the run has trained, across restarts",
+        _TRAINER,
+        "overview/Progress",
+        alerts=("SbpCheckpointOverdue",),
     ),
     _counter(
         "sbp_trained_documents_total",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,10 +13,21 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from streaming_sbp.config import ConfigError
 
+REQUEST_TIMEOUT_S = 30.0  # a peer that says nothing for so long is let go
 
-class _Quiet(WSGIRequestHandler):
+
+class QuietHandler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+class QuietServer(ThreadingWSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A peer that went away is nothing to report; browsers open connections ahead, and never use them."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class HealthServer:
@@ -45,7 +57,7 @@ class HealthServer:
             return [(problem or "ok").encode() + b"\n"]
 
         try:
-            self._server = make_server(host, port, app, ThreadingWSGIServer, handler_class=_Quiet)
+            self._server = make_server(host, port, app, QuietServer, handler_class=QuietHandler)
         except OSError as error:
             raise ConfigError(
                 f"telemetry.host = {host!r}, metrics port {port}: cannot listen: {error}; choose another "

@@ -78,11 +78,18 @@ class Metrics:
 
 
 class Totals:
-    """Brings counters up to totals that one reporter keeps elsewhere, from 0 on."""
+    """Brings counters up to totals that one reporter keeps elsewhere, from 0 on, or from where `begin_at` says.
+
+    A counter tells what its process has done. What a checkpoint restored is not among it: Prometheus would take the
+    jump from 0 for work of the last seconds.
+    """
 
     def __init__(self, metrics: Metrics):
         self._metrics = metrics
         self._told: dict[tuple[Any, ...], float] = {}
+
+    def begin_at(self, name: str, total: float, **labels: str) -> None:
+        self._told[name, *sorted(labels.items())] = total
 
     def __call__(self, name: str, total: float, **labels: str) -> None:
         key = (name, *sorted(labels.items()))

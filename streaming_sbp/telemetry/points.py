@@ -2,8 +2,8 @@
 
 Names follow the Hugging Face trainer (``train/``, ``eval/``); the x axis is the optimizer step, and the trained tokens
 are a curve beside it. Records of roles that know no step (generators, tuner) belong to the next step that the trainer
-records. After a crash the trainer trains the steps since its checkpoint again, exactly as before: those have their
-points already, and get no others.
+records, or to its last. After a crash the trainer trains the steps since its checkpoint again, exactly as before: those
+have their points already, and get no others.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class PointReader:
         self._followers = {name: self._follower(name, seen) for name, seen in state.get("followers", {}).items()}
         self._steps: dict[str, int] = {"train": 0, "eval": -1} | state.get("steps", {})  # that have their points
         self._held: list[tuple[str, Record]] = [(role, record) for role, record in state.get("held", ())]
+        self._finished: bool = state.get("finished", False)  # the trainer records no further step
 
     @property
     def step(self) -> int:
@@ -71,13 +72,20 @@ class PointReader:
     def state_dict(self) -> dict[str, Any]:
         """JSON-able. Save it once the points that were read are where they belong."""
         followers = {name: follower.state_dict() for name, follower in self._followers.items()}
-        return {"followers": followers, "steps": dict(self._steps), "held": list(self._held)}
+        return {
+            "followers": followers,
+            "steps": dict(self._steps),
+            "held": list(self._held),
+            "finished": self._finished,
+        }
 
     def read(self) -> list[Points]:
         """Of the steps that the trainer has recorded since the last call, ascending."""
         found: list[Points] = []
         for role, record in self._new_records():
             step = record.get("step")
+            if role == "trainer" and record["event"] in ("start", "finish"):
+                self._finished = record["event"] == "finish"
             if role == "trainer" and record["event"] in self._steps and isinstance(step, int):
                 if step > self._steps[record["event"]]:
                     self._steps[record["event"]] = step
@@ -86,12 +94,19 @@ class PointReader:
                     found.append(Points(step, record["time"], _values(role, record)))
             elif record["event"] in ("tuning", "snapshot", "throughput"):
                 self._held.append((role, record))
+            if self._finished:
+                found += self._let_go(self.step, record["time"])
         return found
 
     def _let_go(self, step: int, time: float) -> Iterator[Points]:
+        """What is held, at this step: the last value of each curve, but of snapshots every one."""
         values: dict[str, float] = {}
         for role, record in self._held:
-            values |= _values(role, record)
+            found = _values(role, record)
+            if record["event"] == "snapshot" and values.keys() & found.keys() & {"snapshots/parent_tokens"}:
+                yield Points(step, time, values)
+                values = {}
+            values |= found
         self._held = []
         if values:
             yield Points(step, time, values)

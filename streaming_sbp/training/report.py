@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from streaming_sbp import config
@@ -47,8 +47,10 @@ class TrainingReport:
         self._sessions: list[SessionLedger] = []
         self._window = (time.monotonic(), trainer.trained.total_tokens)
         self._tokens_per_second = 0.0
-        self._count = Totals(metrics)
         self._flops_per_token = flops_per_token(trainer.model, settings.training.sequence_tokens)
+        self._count = Totals(metrics)
+        for name, total, labels in self._restored_totals():
+            self._count.begin_at(name, total, **labels)
         metrics.set("sbp_target_tokens", settings.training.total_tokens)
         metrics.set("sbp_checkpoint_interval_tokens", settings.checkpoint.every_tokens)
         metrics.set("sbp_last_step_timestamp_seconds", time.time())
@@ -211,15 +213,27 @@ class TrainingReport:
             "trained_by_depth": dict(self._trainer.trained.by_depth),
         }
 
+    def _restored_totals(self) -> Iterator[tuple[str, float, dict[str, str]]]:
+        """Counters whose totals are those of the whole run: a checkpoint brings them along."""
+        mixer, trained = self._trainer.batches.mixer, self._trainer.trained
+        for name in self._sources:
+            yield "sbp_trained_tokens_total", trained.tokens[name], {"source": name}
+            yield "sbp_trained_documents_total", trained.documents[name], {"source": name}
+            yield "sbp_trained_targets_total", trained.targets[name], {"source": name}
+        for depth in DEPTHS:
+            yield "sbp_trained_synthetic_documents_total", trained.by_depth[depth], {"depth": depth}
+        yield "sbp_mix_forgiven_tokens_total", mixer.forgiven_tokens, {}
+        yield "sbp_mix_starved_documents_total", mixer.starved_documents, {}
+        yield "sbp_padding_tokens_total", trained.padding_tokens, {}
+        yield "sbp_model_flops_total", self._flops_per_token * trained.total_tokens, {}
+
     def _export(self) -> None:
         set_, mixer, trained = self._metrics.set, self._trainer.batches.mixer, self._trainer.trained
+        for name, total, labels in self._restored_totals():
+            self._count(name, total, **labels)
+        set_("sbp_run_trained_tokens", trained.total_tokens)
         for name in self._sources:
-            self._count("sbp_trained_tokens_total", trained.tokens[name], source=name)
-            self._count("sbp_trained_documents_total", trained.documents[name], source=name)
-            self._count("sbp_trained_targets_total", trained.targets[name], source=name)
             set_("sbp_mix_deviation_tokens", -mixer.deficit_tokens[name], source=name)
-        for depth in DEPTHS:
-            self._count("sbp_trained_synthetic_documents_total", trained.by_depth[depth], depth=depth)
         for metric, shares in (
             ("sbp_mix_scheduled_share", mixer.scheduled_shares),
             ("sbp_mix_realised_share", mixer.realised_shares),
@@ -231,10 +245,6 @@ class TrainingReport:
         for phase, seconds in self._trainer.clock.seconds.items():
             self._count("sbp_phase_seconds_total", seconds, phase=phase)
         set_("sbp_mix_debt_tokens", mixer.debt_tokens)
-        self._count("sbp_mix_forgiven_tokens_total", mixer.forgiven_tokens)
-        self._count("sbp_mix_starved_documents_total", mixer.starved_documents)
-        self._count("sbp_padding_tokens_total", trained.padding_tokens)
-        self._count("sbp_model_flops_total", self._flops_per_token * trained.total_tokens)
         set_("sbp_real_epochs", self._trainer.batches.sources[REAL].epochs)
         set_("sbp_trained_snapshots", len(trained.by_snapshot))
         set_("sbp_stream_buffered_documents", self._queue_depth())

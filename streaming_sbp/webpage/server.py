@@ -5,40 +5,20 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler
-
-from prometheus_client.exposition import ThreadingWSGIServer
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.stream.keys import is_loopback
+from streaming_sbp.telemetry.health import QuietHandler, QuietServer
 from streaming_sbp.telemetry.targets import EVERYWHERE
 from streaming_sbp.webpage.app import App
 from streaming_sbp.webpage.runs import RunList
 
-REQUEST_TIMEOUT_S = 30.0  # a peer that says nothing for so long is let go
 TOKEN_BYTES = 24
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_TIMEOUT_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class _Server(ThreadingWSGIServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Browsers open connections ahead and never use them: nothing to report. What the page itself does wrong, `App`
-        reports."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
-
-
-class _ServerV6(_Server):
+class _ServerV6(QuietServer):
     address_family = socket.AF_INET6
 
 
@@ -50,9 +30,9 @@ class PageServer:
 
     def __init__(self, runs: RunList, host: str, port: int, with_token: bool = False):
         token = secrets.token_urlsafe(TOKEN_BYTES) if with_token or not is_loopback(host) else ""
-        kind = _ServerV6 if ":" in host else _Server
+        kind = _ServerV6 if ":" in host else QuietServer
         try:
-            self._server = kind((host.strip("[]"), port), _Handler)
+            self._server = kind((host.strip("[]"), port), QuietHandler)
         except (OSError, OverflowError) as error:
             way_out = "choose another --port, or 0 for a free one"
             raise ConfigError(f"--host {host} --port {port}: cannot listen: {error}; {way_out}") from None

@@ -93,6 +93,20 @@ def test_a_reader_that_is_stopped_at_any_moment_gives_the_same_points(tmp_path):
     assert [(at.step, at.values) for at in found] == [(at.step, at.values) for at in PointReader(whole).read()]
 
 
+def test_every_snapshot_has_its_points(tmp_path):
+    """Two between two steps of the trainer, and one after its last."""
+    run = make_run(tmp_path / "run")
+    trainer, tuner = RecordWriter(run, "trainer"), RecordWriter(run, "tuner")
+    trainer(1.0, "train", step=1, tokens=10)
+    for version in (1, 2):
+        tuner(1.0 + version / 10, "snapshot", version=version, parent_tokens=10 * version, measures={})
+    trainer(2.0, "train", step=2, tokens=20)
+    trainer(3.0, "finish", step=2, tokens=20)
+    tuner(4.0, "snapshot", version=3, parent_tokens=20, measures={})
+    versions = [(at.step, at.values["snapshots/version"]) for at in PointReader(run).read() if len(at.values) == 2]
+    assert versions == [(2, 1.0), (2, 2.0), (2, 3.0)]
+
+
 def test_what_is_not_finite_is_left_out(tmp_path):
     run = make_run(tmp_path / "run")
     record = RecordWriter(run, "trainer")

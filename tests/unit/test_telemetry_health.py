@@ -1,3 +1,5 @@
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -5,7 +7,7 @@ import urllib.request
 import pytest
 
 from streaming_sbp.config import ConfigError
-from streaming_sbp.telemetry.health import HealthServer
+from streaming_sbp.telemetry.health import HealthServer, QuietHandler
 from streaming_sbp.telemetry.metrics import Metrics
 
 
@@ -55,6 +57,22 @@ def test_metrics_are_those_of_the_registry(server, metrics):
     assert 'sbp_train_loss{source="real"} 2.5' in text.splitlines()
     metrics.set("sbp_train_loss", 2.25, source="real")
     assert 'sbp_train_loss{source="real"} 2.25' in get(server, "/metrics")[1].splitlines()
+
+
+def test_a_peer_that_says_nothing_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(QuietHandler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.settimeout(10)
+        assert silent.recv(1) == b""
+
+
+def test_a_peer_that_resets_its_connection_is_not_reported(server, capfd):
+    peer = socket.create_connection(("127.0.0.1", server.port))
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.sendall(b"GET /metrics HTTP/1.1")
+    peer.close()
+    assert get(server, "/healthz")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_unknown_paths_name_the_known_ones(server):

@@ -96,6 +96,14 @@ def test_totals_bring_a_counter_up_and_never_down():
     assert metrics.value("sbp_trained_tokens_total", source="synthetic") == 0
 
 
+def test_totals_do_not_count_what_they_begin_at():
+    metrics = Metrics("trainer")
+    count = Totals(metrics)
+    count.begin_at("sbp_trained_tokens_total", 1_000_000, source="real")
+    count("sbp_trained_tokens_total", 1_000_300, source="real")
+    assert metrics.value("sbp_trained_tokens_total", source="real") == 300
+
+
 @every_role
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool comes with Prometheus")
 def test_promtool_finds_nothing_to_say(role):

@@ -180,6 +180,26 @@ def test_a_loss_that_is_not_finite_stops_with_the_documents_or_skips(tiny_config
     assert all(torch.equal(a, b) for a, b in zip(before, skipping.model.parameters(), strict=True))
 
 
+def test_counters_of_a_resumed_trainer_begin_at_zero_and_the_run_goes_on(tiny_config, tmp_path):
+    """Else Prometheus takes all that was trained before for the work of the first seconds."""
+    first = make_trainer(tiny_config, tmp_path / "journal")
+    for _ in range(20):
+        first.step()
+    resumed = make_trainer(tiny_config, tmp_path / "journal")
+    resumed.load_state_dict(first.state_dict())
+    metrics = Metrics("trainer")
+    report = TrainingReport(resumed, Journal(tmp_path / "journal"), tiny_config, metrics)
+    before = resumed.trained.total_tokens
+    report.close_window([], 0)
+    assert metrics.value("sbp_trained_tokens_total", source="real") == 0
+    assert metrics.value("sbp_run_trained_tokens") == before > 0
+    report.step(resumed.step())
+    report.close_window([], 0)
+    assert metrics.value("sbp_trained_tokens_total", source="real") == resumed.trained.total_tokens - before > 0
+    assert metrics.value("sbp_model_flops_total") > 0
+    assert metrics.value("sbp_run_trained_tokens") == resumed.trained.total_tokens
+
+
 def test_the_heldout_loss_is_known_again_after_a_resume(tiny_config, tmp_path):
     journal, metrics = Journal(tmp_path / "journal"), Metrics("trainer")
     report = TrainingReport(make_trainer(tiny_config, tmp_path / "journal"), journal, tiny_config, metrics)

@@ -193,7 +193,7 @@ def test_a_token_on_loopback_when_asked_for(ended):
 
 def test_a_connection_that_is_never_used_is_closed_without_a_word(ended, monkeypatch, capfd):
     """Browsers open some ahead."""
-    monkeypatch.setattr(webpage_server._Handler, "timeout", 0.2)
+    monkeypatch.setattr(webpage_server.QuietHandler, "timeout", 0.2)
     with served(ended.path) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as idle:
             assert idle.recv(1) == b""
