@@ -51,11 +51,19 @@ class RunDir:
             info = read_json(self.path / "run.json")
         except NotADirectoryError:
             info = None
+        except ValueError as error:
+            raise ConfigError(f"{self.path / 'run.json'}: not JSON: {error}; restore it, or start a new run") from None
         if info is None:
             raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
-        self.run_id: str = info["run_id"]
-        self.created: float = info["created"]
-        self.versions: dict[str, str] = info["versions"]
+        try:
+            self.run_id: str = info["run_id"]
+            self.created: float = info["created"]
+            self.versions: dict[str, str] = info["versions"]
+        except (KeyError, TypeError):
+            raise ConfigError(
+                f"{self.path / 'run.json'}: expected an object with run_id, created and versions, as `sbp run` writes "
+                "it; restore it, or start a new run"
+            ) from None
         self.pairs = self.path / "pairs"
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
@@ -72,7 +80,8 @@ class RunDir:
     def open_or_create(cls, config: Config, *, accept_changes: bool = False) -> RunDir:
         """The run of this configuration, made if it does not exist.
 
-        Raises ConfigError when it exists with another configuration (unless ``accept_changes``), or cannot be written.
+        Raises ConfigError when it exists with another configuration (unless ``accept_changes``), when that would change
+        it below processes that work on it, or when it cannot be written.
         """
         path = Path(config.run.dir)
         try:
@@ -91,6 +100,7 @@ class RunDir:
                 "go on with the new values by --accept-changes, start over by --fresh, or choose another run.dir"
             )
         if changes:
+            check_nobody_works_on(path)
             write_atomically(path / "config.toml", configuration.to_toml(config))
         return run
 

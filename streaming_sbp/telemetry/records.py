@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class RecordFollower:
                 if moved:
                     file.seek(0)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return []
         complete = data[: data.rfind(b"\n") + 1]
         if not moved:
@@ -83,8 +84,10 @@ def parse(line: bytes) -> Record | None:
     """None for what is no record."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return None
-    return record if isinstance(record.get("time"), int | float) else None
+    time, tokens = record.get("time"), record.get("tokens")
+    well = isinstance(time, int | float) and math.isfinite(time) and isinstance(tokens, int | float | None)
+    return record if well else None

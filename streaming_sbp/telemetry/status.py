@@ -106,7 +106,7 @@ class StatusCollector:
         total = config.training.total_tokens
         tokens = self._trainer.tokens if self._trainer.tokens is not None else facts.get("tokens")
         state = _run_state(roles, tokens, done=(self._trainer.finished_tokens or 0) >= total)
-        rate = self._trainer.tokens_per_second()
+        rate = self._rate(roles, facts)
         left_tokens = None if tokens is None or state != "running" else max(0, total - tokens)
         return {
             "id": self._run.run_id,
@@ -165,7 +165,7 @@ class StatusCollector:
         ]
         rates = [said["documents_per_second"] for said in alive if said.get("documents_per_second") is not None]
         return {
-            "tokens_per_second": _first(self._trainer.tokens_per_second(), facts.get("tokens_per_second")),
+            "tokens_per_second": self._rate(roles, facts),
             "documents_per_second": sum(rates) if rates else None,
             "filtered": dict(sum(map(Counter, filtered), Counter())),
             "data_wait_share": facts.get("data_wait_share"),
@@ -173,6 +173,12 @@ class StatusCollector:
             "peers": facts.get("peers"),
             "real_epochs": _first(facts.get("real_epochs"), self._trainer.newest("real_epochs")),
         }
+
+    def _rate(self, roles: dict[str, Any], facts: dict[str, Any]) -> float | None:
+        """Tokens per second; None while the trainer of an unfinished run is down or loads, for then it trains none."""
+        if roles["trainer"]["state"] in ("dead", "starting"):
+            return None
+        return _first(self._trainer.tokens_per_second(), facts.get("tokens_per_second"))
 
     def _role(self, said: dict[str, Any]) -> dict[str, Any]:
         alive = is_alive(said)
@@ -198,8 +204,10 @@ class StatusCollector:
             return
         since = files["supervisor"].get("started") or 0.0
         for name, record in self._restarts.started.items():
-            if name in roles and name not in files and record["time"] >= since - PID_REUSE_SLACK_S:
-                said = {"pid": record.get("pid"), "updated": record["time"], "state": "starting"}
+            if name not in roles or record["time"] < since - PID_REUSE_SLACK_S:
+                continue
+            said = {"pid": record.get("pid"), "updated": record["time"], "state": "starting"}
+            if name not in files or (files[name].get("pid") != said["pid"] and is_alive(said)):
                 roles[name] |= self._role(said | {"detail": "loading the program"})
 
 

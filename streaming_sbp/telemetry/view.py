@@ -94,14 +94,18 @@ def summary_line(status: Status) -> str:
         f"ledger {_balance_word(ledger['imbalance'])}",
     ]
     trainer = status["roles"]["trainer"]
-    if run["tokens"] is None and trainer["state"]:
-        parts = [*parts[:2], one_line(f"trainer {trainer['state']}: {trainer['detail']}")]  # there are no figures yet
+    if trainer["state"] and (run["tokens"] is None or trainer["state"] == "starting"):
+        figures = [] if run["tokens"] is None else [parts[2]]
+        parts = [*parts[:2], *figures, one_line(f"trainer {trainer['state']}: {trainer['detail']}")]
     if mix["pair_share"] and mix["trained_tokens"]:
         parts.append(f"pairs {percent(_pairs_share(mix))} (scheduled {percent(mix['pair_share'])})")
     if run["eta_s"] is not None:
         parts.append(f"{duration(run['eta_s'])} left")
     dead = [name for name, role in status["roles"].items() if role["state"] in ("dead", "failed")]
-    return "  ".join(parts) + (f"  DOWN: {', '.join(dead)}" if dead else "")
+    silent = [f"{name} for {duration(role['age_s'])}" for name, role in status["roles"].items() if is_silent(role)]
+    parts += [f"DOWN: {', '.join(dead)}"] if dead else []
+    parts += [f"SILENT: {', '.join(silent)}"] if silent else []
+    return "  ".join(parts)
 
 
 class LastingConsole(Console):

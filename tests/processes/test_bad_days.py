@@ -377,6 +377,11 @@ def test_a_live_run_is_neither_started_twice_nor_moved_aside(folder: Path) -> No
         second = sbp("run", *overrides, *options)
         assert second.returncode == 2
         assert f"(process {process.pid}) works on this run" in second.stderr
+    config = (folder / "run" / "config.toml").read_bytes()
+    changed = sbp("run", *overrides, "generator.count=2", "--accept-changes")
+    assert changed.returncode == 2
+    assert f"(process {process.pid}) works on this run" in changed.stderr
+    assert (folder / "run" / "config.toml").read_bytes() == config
     before = runs.num_steps(run)
     runs.wait_for("it trains on", lambda: runs.num_steps(run) > before, process)
     found = run.read_roles()

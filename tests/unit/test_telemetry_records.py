@@ -22,10 +22,18 @@ def test_lines_that_are_no_records_are_passed_over(tmp_path):
         b'{"event": "x"}\n',
         b'{"time": "now", "event": "x"}\n',
         b'{"time": 1}\n',
+        b'{"time": NaN, "event": "x"}\n',
+        b'{"time": 1, "event": "x", "tokens": "abc"}\n',
+        b"[" * 100_000 + b"\n",
         b"\xff\n",
     ]
     path.write_bytes(line(n=1) + b"".join(bad) + line(n=2) + b'{"time": 1.0, "event": "cut')
     assert [record["n"] for record in read_records(path)] == [1, 2]
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    assert read_records(tmp_path / "a.jsonl") == []
 
 
 def test_a_follower_reads_every_record_once_wherever_the_file_is_cut(tmp_path):

@@ -234,6 +234,23 @@ def test_a_process_that_loads_the_program_is_starting(tmp_path):
     assert roles["tuner"]["state"] is None
 
 
+def test_a_trainer_that_was_started_again_is_starting_and_has_no_rate(tmp_path):
+    run = make_run(tmp_path / "run")
+    FakeRun(run, finished=False, pid=os.getpid()).write()
+    assert collect(run)["throughput"]["tokens_per_second"] > 0
+    now = time.time()
+    role_file(run, "supervisor", state="running", pid=os.getpid(), started=now - 60)
+    role_file(run, "trainer", state="running", pid=2**22 + 1, updated=now)  # the killed one's last word
+    status = collect(run)
+    assert status["roles"]["trainer"]["state"] == "dead"
+    assert status["run"]["eta_s"] is status["throughput"]["tokens_per_second"] is None
+    RecordWriter(run, "supervisor")(now, "role_started", name="trainer", pid=os.getpid())
+    status = collect(run)
+    assert (status["roles"]["trainer"]["state"], status["roles"]["trainer"]["alive"]) == ("starting", True)
+    assert status["roles"]["trainer"]["detail"] == "loading the program"
+    assert status["run"]["eta_s"] is status["throughput"]["tokens_per_second"] is None
+
+
 def test_more_tokens_than_before_make_a_done_run_stopped(tmp_path):
     FakeRun(make_run(tmp_path / "run")).write()
     assert collect(RunDir(tmp_path / "run"))["run"]["state"] == "done"
@@ -293,6 +310,14 @@ def test_the_command_prints_the_object(ended):
     result = CliRunner().invoke(app, ["status", str(ended.path), "--json"])
     assert result.exit_code == 0
     assert keys_of(json.loads(result.stdout)) == documented()
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_the_command_on_a_run_whose_first_file_is_damaged(content, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        RunDir(run.path)
 
 
 def test_the_command_on_something_else(tmp_path):

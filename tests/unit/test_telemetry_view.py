@@ -92,7 +92,7 @@ def test_what_is_wrong_stands_out(running):
     assert "silent for 1 min 0 s" in text
     line = view.summary_line(status)
     assert "ledger IMBALANCE +3" in line
-    assert line.endswith("DOWN: generator-0")
+    assert line.endswith("DOWN: generator-0  SILENT: tuner for 1 min 0 s")
 
 
 def test_the_line_tells_the_figures(running):
@@ -182,6 +182,15 @@ def test_a_line_before_there_are_figures_says_what_the_trainer_does(tmp_path):
     fake.started = time.time()
     fake.role_file("trainer", "starting", detail="reading the data set")
     assert view.summary_line(collect(run)).endswith("  running  trainer starting: reading the data set")
+
+
+def test_a_line_while_a_resumed_trainer_loads_does_not_look_like_progress(running):
+    status = collect(running)
+    status["roles"]["trainer"] |= {"state": "starting", "detail": "loading the program"}
+    status["run"]["eta_s"] = None
+    line = view.summary_line(status)
+    assert line.endswith("M tokens  trainer starting: loading the program")
+    assert "held-out" not in line
 
 
 # --- following a run ---
