@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import secrets
 import shutil
@@ -53,6 +54,7 @@ class RunDir:
             info = None
         if info is None:
             raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
+        _check_run_info(self.path / "run.json", info)
         self.run_id: str = info["run_id"]
         self.created: float = info["created"]
         self.versions: dict[str, str] = info["versions"]
@@ -176,6 +178,15 @@ def set_aside(path: str | Path) -> Path | None:
     target = path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     shutil.move(path, target)
     return target
+
+
+def _check_run_info(path: Path, info: Any) -> None:
+    expected = {"run_id": str, "created": int | float, "versions": dict}
+    said = info if isinstance(info, dict) else {}
+    wrong = [name for name, kind in expected.items() if not isinstance(said.get(name), kind)]
+    if wrong or not math.isfinite(said["created"]):
+        got = f"{', '.join(wrong or ['created'])} missing or of another kind"
+        raise ConfigError(f"{path}: {got}; expected what `sbp run` writes; restore the file, or move the run away")
 
 
 def _new_run_info() -> dict[str, Any]:

@@ -26,7 +26,7 @@ TRAIN: dict[str, Rule] = {
     "scheduled_share": "last",
     "realised_share": "last",
     "tokens_per_second": "mean",
-    "received": "last",
+    "sent": "last",
     "trained": "last",
     "waiting": "last",
     "dropped": "last",
@@ -37,7 +37,7 @@ EVALUATIONS: dict[str, Rule] = {
     "heldout_loss": "mean",
     "question_accuracy": "mean",
 }
-LEDGER = {"received": "sent", "trained": "trained", "waiting": "buffered", "dropped": "dropped"}  # column: term
+LEDGER = {"sent": "sent", "trained": "trained", "waiting": "buffered", "dropped": "dropped"}  # column: term
 
 
 @dataclass(frozen=True)
