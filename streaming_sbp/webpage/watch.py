@@ -31,6 +31,9 @@ DOCUMENTS_EVERY_S = 10.0
 MOST_MARKS = 200  # of a kind: more of them cannot be told apart on a chart
 
 
+NUMBERS = ("time", "tokens", "pid", "updated", "started")  # in records and roles
+
+
 class Unreadable(Exception):
     """What is wrong with a run that cannot be shown: it vanished, is damaged, or holds what no run writes."""
 
@@ -113,7 +116,7 @@ class WatchedRun:
         except Exception as error:
             words = one_line(error)
             if not (isinstance(error, OSError | ConfigError) or str(self.path) in words):
-                words = f"{self.path}: records/ or roles/ hold what no run writes ({type(error).__name__}: {words})"
+                words = _what_no_run_writes(self.path) or f"{self.path}: {type(error).__name__}: {words}"
             raise Unreadable(words) from error
 
     def _follow(self) -> _Followed:
@@ -154,6 +157,24 @@ class _Followed:
             took_s = time.monotonic() - began
             self._read_again_at = began + took_s / HISTORY_SHARE
         return self._history
+
+
+def _what_no_run_writes(path: Path) -> str:
+    """The first thing in records and roles that is not what it must be; "" when there is none that we know of."""
+    for file in (*sorted(path.glob("roles/*.json")), *sorted(path.glob("records/*.jsonl"))):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate([text] if file.suffix == ".json" else text.split("\n"), start=1):
+            place = f"{file}, line {number}: "
+            try:
+                said = json.loads(line)
+            except RecursionError:
+                return place + "nested too deeply; expected what a run writes"
+            except ValueError:  # a crash cut it short: passed over
+                continue
+            for name in NUMBERS if isinstance(said, dict) else ():
+                if not isinstance(said.get(name), int | float | None):
+                    return place + one_line(f"{name} is {json.dumps(said[name])[:40]}, expected a number")
+    return ""
 
 
 def _news(followed: _Followed, marks: list[dict[str, Any]], after: str) -> dict[str, Any]:

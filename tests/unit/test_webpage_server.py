@@ -461,13 +461,13 @@ BROKEN = {  # file, what is in it, words that say so
     "made never": ("run.json", '{"run_id": "x", "created": NaN, "versions": {}}', "created missing or of another kind"),
     "a list": ("run.json", "[]", "run_id, created, versions missing"),
     "deep": ("run.json", "[" * 100_000, "not valid JSON"),
-    "text for a number": ("records/trainer.jsonl", TRAIN % '"abc"', "what no run writes"),
+    "text for a number": ("records/trainer.jsonl", TRAIN % '"abc"', 'line 1: tokens is "abc", expected a number'),
     "a list for a number": (
         "records/trainer.jsonl",
         TRAIN % "[]" + TRAIN.replace("600,", "700,") % 7,
-        "what no run writes",
+        "line 1: tokens is [], expected a number",
     ),
-    "text for a process": ("roles/trainer.json", '{"pid": "x", "updated": 1}', "what no run writes"),
+    "text for a process": ("roles/trainer.json", '{"pid": "x", "updated": 1}', 'pid is "x", expected a number'),
     "no settings": ("config.toml", "[run\n", "config.toml"),
 }
 
@@ -501,7 +501,7 @@ def test_a_line_that_no_parser_can_take_stays_with_its_run(tmp_path):
             assert status == 200
             assert found["runs"][1]["brief"]["state"]["word"] == "stopped"
             told = found["runs"][0]
-            assert "what no run writes" in told["problem"] or told["brief"]["line"].startswith("5 tokens")
+            assert "line 1: nested too deeply" in told["problem"] or told["brief"]["line"].startswith("5 tokens")
 
 
 def test_a_run_that_was_mended_is_shown(tmp_path, monkeypatch):

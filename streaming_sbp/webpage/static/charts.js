@@ -35,6 +35,7 @@ const CHARTS = [
 ];
 const STEPS_S = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, ...[1, 2, 6, 12, 24, 48, 120, 240, 480].map((h) => 3600 * h)];
 const FEW = 3; // runs
+const NULL_EXPAND = 2; // of uPlot: a null reaches to the neighbours in its own table, across the x of others
 const LONGEST_GAP_S = 30; // as in the report: a trainer at work records more often
 export const RUN_COLOURS = 8; // --run-0 ... of the style
 
@@ -104,7 +105,7 @@ export function aligned(lines, axis, several) {
     const sorted = [...points, ...ends].sort(([a], [b]) => a - b);
     return [sorted.map(([x]) => x), sorted.map(([, y]) => y)];
   });
-  return uPlot.join(tables);
+  return uPlot.join(tables, tables.map(() => [0, NULL_EXPAND]));
 }
 
 // The middles of the times in which nothing was recorded for much longer than from one row to the next.

@@ -79,7 +79,10 @@ function say(text, tone) {
 // --- which runs ---
 
 const drawn = () => list.filter((run) => chosen.names.has(run.name));
-const focused = () => drawn().find((run) => run.name === chosen.focus) ?? drawn()[0];
+function focused() { // one that cannot be read has no details
+  const read = drawn().filter((run) => looks.has(run.number));
+  return read.find((run) => run.name === chosen.focus) ?? read[0] ?? drawn()[0];
+}
 
 async function readList() {
   const first = !list.length;
@@ -143,7 +146,9 @@ function layOut() {
   document.querySelector("main").classList.toggle("several", runs.length > 1);
   show(byId("focus"), [runs.map(({ name }) => name), run?.name], () => runs.map(({ name }) =>
     element("option", { textContent: name, value: name, selected: name === run.name })));
-  if (run && !seen) byId("nothing").hidden = !run.problem, byId("nothing").textContent = `${run.name}: ${run.problem}`;
+  const unreadable = runs.filter((each) => !looks.has(each.number) && each.problem);
+  show(byId("unreadable"), unreadable.map(({ name, problem }) => `${name}: ${problem}`), (lines) =>
+    lines.map((textContent) => element("p", { className: "bad", textContent })));
   if (seen) layOutRun(seen);
   if (known.length > 1) compare(known);
   if (known.length) {
