@@ -21,7 +21,7 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import Status, StatusCollector
 from streaming_sbp.telemetry.text import one_line
 from streaming_sbp.webpage import content
-from streaming_sbp.webpage.curves import Curves
+from streaming_sbp.webpage.curves import Curves, number
 
 FRESH_S = 0.5  # a status this old is shown again: many pages cost as much as one
 # Snapshots come from the whole history, which may be long: this share of the time, at most, goes into reading it.
@@ -163,8 +163,8 @@ def _what_no_run_writes(path: Path) -> str:
     """The first thing in records and roles that is not what it must be; "" when there is none that we know of."""
     for file in (*sorted(path.glob("roles/*.json")), *sorted(path.glob("records/*.jsonl"))):
         text = file.read_text(encoding="utf-8", errors="replace")
-        for number, line in enumerate([text] if file.suffix == ".json" else text.split("\n"), start=1):
-            place = f"{file}, line {number}: "
+        for at, line in enumerate([text] if file.suffix == ".json" else text.split("\n"), start=1):
+            place = f"{file}, line {at}: "
             try:
                 said = json.loads(line)
             except RecursionError:
@@ -198,7 +198,8 @@ def _marks(told: RunHistory, curves: Curves) -> list[dict[str, Any]]:
     ]
     rollbacks = [{"kind": "rollback", **rollback} for rollback in curves.rollbacks]
     resumes = [{"kind": "resume", "time": r["time"], "tokens": r.get("tokens"), "version": None} for r in told.resumes]
-    return [mark for marks in (swaps, rollbacks, resumes) for mark in _thinned(marks)]
+    shown = [mark for marks in (swaps, rollbacks, resumes) for mark in _thinned(marks)]
+    return [mark | {"time": number(mark["time"]), "tokens": number(mark["tokens"])} for mark in shown]
 
 
 def _thinned(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:

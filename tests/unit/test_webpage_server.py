@@ -504,6 +504,15 @@ def test_a_line_that_no_parser_can_take_stays_with_its_run(tmp_path):
             assert "line 1: nested too deeply" in told["problem"] or told["brief"]["line"].startswith("5 tokens")
 
 
+def test_a_mark_at_no_time_is_no_defect(tmp_path):
+    run = make_run(tmp_path / "run")
+    FakeRun(run, seconds=20).write()
+    RecordWriter(run, "trainer")(float("nan"), "start", tokens=float("inf"))
+    RecordWriter(run, "trainer")(float("nan"), "start", tokens=10)
+    with served(run.path) as server:
+        assert {mark["time"] for mark in look(server)["marks"] if mark["kind"] == "resume"} == {None}
+
+
 def test_a_run_that_was_mended_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr("streaming_sbp.webpage.app.LIST_AGE_S", 0.0)
     run = make_run(tmp_path / "run")
