@@ -145,9 +145,8 @@ class Mix(Section):
     start_by_tokens: Annotated[int, Field(ge=0)] = 0  # a little above the first checkpoint that is tuned
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
     confidence: Literal["off", "mask", "relative", "weights"] = "off"  # synthetic tokens that were only guessed
-    # "mask": a less likely token is context, no target; "weights": it counts p / this; "relative": context where it is
-    # less likely than this share of what the synthesizer usually gives that token (0.5 is what was tried)
-    min_confidence: Share = 0.1
+    min_confidence: Share = 0.1  # "mask": a less likely token is no target; "weights": it counts p / this; "relative":
+    # it is no target where it is less likely than this share of what the synthesizer usually gives that token (try 0.5)
     pair_share: Share = 0.0  # share of trained tokens in related real documents, d1 <sep> d2; see synthesizer.mode
     pair_loss: Literal["target", "both"] = "target"  # of such a pair, the second document is learnt, or both are
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import secrets
 import shutil
@@ -52,18 +53,13 @@ class RunDir:
         except NotADirectoryError:
             info = None
         except ValueError as error:
-            raise ConfigError(f"{self.path / 'run.json'}: not JSON: {error}; restore it, or start a new run") from None
+            raise ConfigError(f"{error}; restore it, or start a new run") from None
         if info is None:
             raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
-        try:
-            self.run_id: str = info["run_id"]
-            self.created: float = info["created"]
-            self.versions: dict[str, str] = info["versions"]
-        except (KeyError, TypeError):
-            raise ConfigError(
-                f"{self.path / 'run.json'}: expected an object with run_id, created and versions, as `sbp run` writes "
-                "it; restore it, or start a new run"
-            ) from None
+        _check_run_info(self.path / "run.json", info)
+        self.run_id: str = info["run_id"]
+        self.created: float = info["created"]
+        self.versions: dict[str, str] = info["versions"]
         self.pairs = self.path / "pairs"
         self.checkpoints = self.path / "checkpoints"
         self.snapshots = self.path / "snapshots"
@@ -186,6 +182,15 @@ def set_aside(path: str | Path) -> Path | None:
     target = path.with_name(f"{path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     shutil.move(path, target)
     return target
+
+
+def _check_run_info(path: Path, info: Any) -> None:
+    expected = {"run_id": str, "created": int | float, "versions": dict}
+    said = info if isinstance(info, dict) else {}
+    wrong = [name for name, kind in expected.items() if not isinstance(said.get(name), kind)]
+    if wrong or not math.isfinite(said["created"]):
+        got = f"{', '.join(wrong or ['created'])} missing or of another kind"
+        raise ConfigError(f"{path}: {got}; expected what `sbp run` writes; restore the file, or move the run away")
 
 
 def _new_run_info() -> dict[str, Any]:

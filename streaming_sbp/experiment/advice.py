@@ -11,7 +11,8 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, is_silent
 from streaming_sbp.telemetry.text import decimal, duration, quantity, size, whole
 
-NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up
+NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up ...
+SETTLED_SHARE = 0.2  # ... once so much of the schedule is over: generators begin late, and the mix pays that back
 ROOM_FOR_CHECKPOINTS = 3
 RISEN = 1.05  # of the lowest held-out loss: the bound of the alert SbpHeldoutLossRising
 UNUSABLE = ("malformed", "oversized", "out_of_vocabulary", "damaged")  # reasons of a drop that are nobody's choice
@@ -46,27 +47,41 @@ def suggest(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
 def repairs(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
     """What is wrong now, the most urgent first; empty when nothing is."""
     run_argument, config_argument = shlex.quote(str(run.path)), shlex.quote(str(run.path / "config.toml"))
-    mix, snapshots = status["mix"], status["snapshots"]
-    found = _about_processes(config, status, run_argument) + _about_documents(status, run_argument)
+    snapshots = status["snapshots"]
+    found = _about_processes(run, config, status) + _about_documents(status, run_argument)
     if status["run"]["state"] == "running" and (full := _nearly_full(run)) is not None:
         found.append(Suggestion(full, f"df -h {run_argument}"))
     if (risen := _risen(status)) is not None:
         found.append(Suggestion(risen, f"sbp snapshots {run_argument}"))
-    if mix["scheduled"] and mix["realised"] is not None and mix["scheduled"] - mix["realised"] > NOTICEABLE_SHARE:
+    stop = " Stop the run first (Ctrl-C), then:" if status["run"]["state"] in ("running", "stopping") else ""
+    if _is_behind(status):
         more = f"generator.count={config.generator.count + 1} --accept-changes"
-        reason = "Synthesis did not keep up with the schedule: add a generator, or lower mix.synthetic_share."
+        reason = f"Synthesis did not keep up with the schedule: add a generator, or lower mix.synthetic_share.{stop}"
         found.append(Suggestion(reason, f"sbp run --config {config_argument} {more}"))
     if snapshots["quarantined"] > snapshots["published"]:
         more = f"synthesizer.tuning_tokens={2 * config.synthesizer.tuning_tokens} --accept-changes"
-        reason = "Most candidates failed the gate (see the timeline for the measures): tune longer, or later."
+        reason = f"Most candidates failed the gate (see the timeline for the measures): tune longer, or later.{stop}"
         found.append(Suggestion(reason, f"sbp run --config {config_argument} {more}"))
     return found
 
 
-def _about_processes(config: Config, status: Status, run_argument: str) -> list[Suggestion]:
+def _is_behind(status: Status) -> bool:
+    """Whether the mix has less synthetic text than the schedule asked for, and had the time to catch up."""
+    mix, run = status["mix"], status["run"]
+    if not mix["scheduled"] or mix["realised"] is None or mix["scheduled"] - mix["realised"] <= NOTICEABLE_SHARE:
+        return False
+    if mix["realised"]:
+        since_first_snapshot = (mix["trained_tokens"] or {}).get("synthetic", 0) / mix["realised"]
+    else:  # whatever the schedule asked for is late
+        since_first_snapshot = ((mix["debt_tokens"] or 0) + (mix["forgiven_tokens"] or 0)) / mix["scheduled"]
+    schedule_tokens = run["total_tokens"] - (run["tokens"] or 0) + since_first_snapshot
+    return since_first_snapshot > SETTLED_SHARE * schedule_tokens
+
+
+def _about_processes(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
     roles = status["roles"]
     found = [
-        Suggestion(f"{name} ended: {role['detail'] or 'no reason given'}.", f"tail {run_argument}/logs/{name}.log")
+        Suggestion(f"{name} ended: {role['detail'] or 'no reason given'}.", f"tail {_last_words(run, name)}")
         for name, role in roles.items()
         if role["state"] == "failed"
     ]
@@ -78,13 +93,19 @@ def _about_processes(config: Config, status: Status, run_argument: str) -> list[
         ),
     ):
         if names:
-            logs = " ".join(f"{run_argument}/logs/{name}.log" for name in names)
-            found.append(Suggestion(f"{', '.join(names)}: {problem}.", f"tail {logs}"))
+            words = " ".join(_last_words(run, name) for name in names)
+            found.append(Suggestion(f"{', '.join(names)}: {problem}.", f"tail {words}"))
     training = status["roles"]["trainer"]["state"] == "running"
     if training and status["mix"]["current"] and status["throughput"]["peers"] == 0:
-        start = f"sbp generate --run {run_argument} --index {config.generator.count}"
+        start = f"sbp generate --run {shlex.quote(str(run.path))} --index {config.generator.count}"
         found.append(Suggestion("No generator is connected: what is late is made up by real text.", start))
     return found
+
+
+def _last_words(run: RunDir, name: str) -> str:
+    """Only what the supervisor starts has a log: not the supervisor itself, nor what was started by hand."""
+    log, records = run.logs / f"{name}.log", run.records / f"{name}.jsonl"
+    return shlex.quote(str(next((path for path in (log, records) if path.exists()), run.roles / f"{name}.json")))
 
 
 def _about_documents(status: Status, run_argument: str) -> list[Suggestion]:

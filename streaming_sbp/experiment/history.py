@@ -105,11 +105,13 @@ def load(run: RunDir) -> RunHistory:
     )
 
 
-def tokens_at(trains: list[Record], unix_time: float | None) -> float | None:
-    """Trained tokens at a time, between two records linearly."""
-    if unix_time is None or not trains:
-        return None
-    return float(np.interp(unix_time, [r["time"] for r in trains], [r["tokens"] for r in trains]))
+def tokens_at(trains: list[Record], unix_times: Sequence[float | None]) -> list[float | None]:
+    """Trained tokens at each time, between two records linearly; None for a time that is None."""
+    if not trains:
+        return [None] * len(unix_times)
+    known = [time for time in unix_times if time is not None]
+    found = iter(np.interp(known, [r["time"] for r in trains], [r["tokens"] for r in trains]))
+    return [None if time is None else float(next(found)) for time in unix_times]
 
 
 def _of(records: list[Record], event: str) -> list[Record]:
@@ -132,11 +134,12 @@ def _snapshots(by_role: dict[str, list[Record]], trainer: list[Record], trained:
     swaps = sorted((r for records in by_role.values() for r in _of(records, "swap")), key=lambda r: r["time"])
     first_swap = {r.get("digest"): r for r in reversed(swaps)}
     first_trained = {r.get("snapshot"): r.get("tokens") for r in reversed(_of(trainer, "first_trained"))}
-    trains = _of(trainer, "train")
+    candidates = _of(by_role.get("tuner", []), "snapshot")
+    swap_of = [first_swap.get(r.get("digest") or "", {}) if r.get("verdict") == "published" else {} for r in candidates]
+    swapped_tokens = tokens_at(_of(trainer, "train"), [swap.get("time") for swap in swap_of])
     found = []
-    for record in _of(by_role.get("tuner", []), "snapshot"):
+    for record, swap, tokens in zip(candidates, swap_of, swapped_tokens, strict=True):
         digest = record.get("digest") or ""
-        swap = first_swap.get(digest, {}) if record.get("verdict") == "published" else {}
         found.append(
             Snapshot(
                 digest=digest,
@@ -151,7 +154,7 @@ def _snapshots(by_role: dict[str, list[Record]], trainer: list[Record], trained:
                 tune_s=record.get("tune_s"),
                 gate_s=record.get("gate_s"),
                 swapped_time=swap.get("time"),
-                swapped_tokens=tokens_at(trains, swap.get("time")),
+                swapped_tokens=tokens,
                 pause_s=swap.get("pause_s"),
                 first_trained_tokens=first_trained.get(digest),
                 trained_documents=trained.get(digest),

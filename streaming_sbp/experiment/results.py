@@ -183,17 +183,18 @@ def load_trials(file: Path) -> dict[Trial, TrialResult]:
 
 
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:
+    at_tokens = history.tokens_at(told.trains, [snapshot.time for snapshot in told.snapshots])
     return [
         SnapshotResult(
             version=snapshot.version,
             verdict=snapshot.verdict,
             parent_tokens=snapshot.parent_tokens or 0,
-            at_tokens=int(history.tokens_at(told.trains, snapshot.time) or 0),
+            at_tokens=int(tokens or 0),
             tuned_tokens=snapshot.tuned_tokens or 0,
             reasons=list(snapshot.reasons),
             measures=snapshot.measures,
         )
-        for snapshot in told.snapshots
+        for snapshot, tokens in zip(told.snapshots, at_tokens, strict=True)
     ]
 
 

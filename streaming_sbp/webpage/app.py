@@ -25,7 +25,7 @@ from urllib.parse import parse_qs
 
 from streaming_sbp.telemetry.text import one_line
 from streaming_sbp.webpage.runs import RunList
-from streaming_sbp.webpage.watch import UNREADABLE, WatchedRun
+from streaming_sbp.webpage.watch import Unreadable, WatchedRun
 
 log = logging.getLogger("sbp")
 
@@ -127,8 +127,8 @@ class App:
                 if line["brief"] is None and time.monotonic() < end:
                     run.look_briefly()
                 line["brief"] = run.brief(float("inf"))
-            except UNREADABLE as error:
-                line["problem"] = one_line(error)
+            except Unreadable as error:
+                line["problem"] = str(error)
             found.append(line)
         return found
 
@@ -166,8 +166,8 @@ def _static_files() -> dict[str, Answer]:
 def _read(what: Callable[[], dict[str, Any]]) -> Answer:
     try:
         return _json(what())
-    except UNREADABLE as error:
-        return _error(HTTPStatus.SERVICE_UNAVAILABLE, one_line(error))
+    except Unreadable as error:
+        return _error(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
 
 def _json(value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> Answer:

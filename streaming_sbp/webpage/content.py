@@ -43,7 +43,7 @@ TONES = {
     "waiting": "warn",
 }
 TERMS = {  # of the ledger: heading
-    "sent": "received",
+    "sent": "sent",
     "trained": "trained",
     "buffered": "waiting",
     "in_flight": "on their way",
@@ -62,6 +62,7 @@ def of_status(run: RunDir, status: Status) -> Json:
         "live": status["run"]["state"] not in NOTHING_RUNS,
         "progress": _progress(status),
         "problems": [_suggestion(one) for one in problems],
+        "all_well": _all_well(status),
         "advice": [_suggestion(one) for one in others],
         "tiles": tiles(status),
         "comparison": comparison(status),
@@ -114,7 +115,8 @@ def _sentence(status: Status, word: str) -> str:
         return f"{trained} trained. {one_line(trainer['detail'] or '')}".strip()
     if run["state"] == "new":
         return "No process of this run has started yet."
-    seen = [role["age_s"] for role in status["roles"].values() if role["age_s"] is not None]
+    makers = [role for role in status["roles"].values() if role["role"] != "exporter"]  # one may look at an old run
+    seen = [role["age_s"] for role in makers if role["age_s"] is not None]
     ended = f"{trained} trained; ended {duration(min(seen))} ago." if seen else f"{trained} trained."
     why = (supervisor if supervisor["state"] == "failed" else trainer)["detail"]
     return f"{ended} {one_line(why)}" if run["state"] == "failed" and why else ended
@@ -122,6 +124,13 @@ def _sentence(status: Status, word: str) -> str:
 
 def _progress(status: Status) -> float:
     return min(1.0, (status["run"]["tokens"] or 0) / status["run"]["total_tokens"])
+
+
+def _all_well(status: Status) -> Json:
+    """What is said when there are no problems."""
+    if not status["run"]["tokens"]:
+        return {"text": "Nothing has been trained yet, so little is known.", "tone": "plain"}
+    return {"text": "Nothing is known to be wrong.", "tone": "good"}
 
 
 def _suggestion(one: advice.Suggestion) -> Json:
@@ -134,18 +143,17 @@ def _suggestion(one: advice.Suggestion) -> Json:
 def tiles(status: Status) -> list[Json]:
     """The figures that matter most, each with what it means."""
     run, mix, throughput = status["run"], status["mix"], status["throughput"]
-    eta, accuracy = run["eta_s"], status["loss"]["question_accuracy"]
+    left, accuracy = (
+        f"{duration(run['eta_s'])} left" if run["eta_s"] is not None else "",
+        status["loss"]["question_accuracy"],
+    )
     found = [
         _tile(
             "tokens trained",
             quantity(run["tokens"]),
             f"of {quantity(run['total_tokens'])}, {percent(_progress(status), 0)}",
         ),
-        _tile(
-            "tokens per second",
-            whole(throughput["tokens_per_second"]),
-            f"{duration(eta)} left" if eta is not None else "",
-        ),
+        *([_tile("tokens per second", _rate(status), left)] if run["state"] not in NOTHING_RUNS else []),
         _heldout_tile(status),
         _tile("synthetic share", percent(mix["realised"]), f"scheduled {percent(mix['scheduled'])}"),
         _snapshots_tile(status),
@@ -157,6 +165,12 @@ def tiles(status: Status) -> list[Json]:
 
 def _tile(label: str, figure: str, meaning: str, tone: str = "plain") -> Json:
     return {"label": label, "figure": figure, "meaning": meaning, "tone": tone}
+
+
+def _rate(status: Status) -> str:
+    """Of trained tokens, now: a run that has ended has none."""
+    ended = status["run"]["state"] in NOTHING_RUNS
+    return NOTHING if ended else whole(status["throughput"]["tokens_per_second"])
 
 
 def _heldout_tile(status: Status) -> Json:
@@ -204,7 +218,7 @@ def comparison(status: Status) -> Json:
         "held-out loss": decimal(status["loss"]["heldout_real"]),
         "best": decimal(best[1] if best else None),
         "synthetic share": percent(status["mix"]["realised"]),
-        "tokens/s": whole(status["throughput"]["tokens_per_second"]),
+        "tokens/s": _rate(status),
         "real text read": f"{decimal(status['throughput']['real_epochs'], 2)}×",
     }
 
@@ -254,7 +268,7 @@ def _equation(status: Status) -> str:
     if ledger["sent"] is None:
         return "None yet: they arrive after the first snapshot is published."
     parts = " + ".join(f"{whole(ledger[term])} {name}" for term, name in TERMS.items() if term != "sent")
-    return f"{whole(ledger['sent'])} received = {parts}"
+    return f"{whole(ledger['sent'])} sent = {parts}"
 
 
 def _term(account: Json, term: str) -> Cell:

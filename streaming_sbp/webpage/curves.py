@@ -26,7 +26,7 @@ TRAIN: dict[str, Rule] = {
     "scheduled_share": "last",
     "realised_share": "last",
     "tokens_per_second": "mean",
-    "received": "last",
+    "sent": "last",
     "trained": "last",
     "waiting": "last",
     "dropped": "last",
@@ -37,7 +37,7 @@ EVALUATIONS: dict[str, Rule] = {
     "heldout_loss": "mean",
     "question_accuracy": "mean",
 }
-LEDGER = {"received": "sent", "trained": "trained", "waiting": "buffered", "dropped": "dropped"}  # column: term
+LEDGER = {"sent": "sent", "trained": "trained", "waiting": "buffered", "dropped": "dropped"}  # column: term
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Curves:
             self._tokens = record.get("tokens") or 0
             self.train.add(_train_row(record))
         elif event == "eval":
-            self.evaluations.add({name: _number(record.get(name)) for name in EVALUATIONS})
+            self.evaluations.add({name: number(record.get(name)) for name in EVALUATIONS})
         elif event == "announced":
             self._announced(record)
 
@@ -137,12 +137,12 @@ class Curves:
 
 
 def _train_row(record: Record) -> dict[str, Number]:
-    row = {name: _number(record.get(name)) for name in TRAIN}
-    row |= {f"loss_{source}": _number(loss) for source, loss in (record.get("loss") or {}).items()}
-    return row | {name: _number((record.get("ledger") or {}).get(term)) for name, term in LEDGER.items()}
+    row = {name: number(record.get(name)) for name in TRAIN}
+    row |= {f"loss_{source}": number(loss) for source, loss in (record.get("loss") or {}).items()}
+    return row | {name: number((record.get("ledger") or {}).get(term)) for name, term in LEDGER.items()}
 
 
-def _number(value: Any) -> Number:
+def number(value: Any) -> Number:
     """Rounded to what a chart can show, so that an answer is small."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -153,4 +153,4 @@ def _join(values: Iterable[Number], rule: Rule) -> Number:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return known[-1] if rule == "last" or len(known) == 1 else _number(sum(known) / len(known))
+    return known[-1] if rule == "last" or len(known) == 1 else number(sum(known) / len(known))

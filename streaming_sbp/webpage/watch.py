@@ -3,42 +3,60 @@ time and from any thread, also when the run directory vanishes or is another run
 
 from __future__ import annotations
 
+import json
+import secrets
 import threading
 import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import history
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import Status, StatusCollector
+from streaming_sbp.telemetry.text import one_line
 from streaming_sbp.webpage import content
-from streaming_sbp.webpage.curves import Curves
+from streaming_sbp.webpage.curves import Curves, number
 
-UNREADABLE = (OSError, ValueError, LookupError)  # vanished, damaged or half-written; ConfigError is a ValueError
 FRESH_S = 0.5  # a status this old is shown again: many pages cost as much as one
 # Snapshots come from the whole history, which may be long: this share of the time, at most, goes into reading it.
 HISTORY_SHARE = 0.05
 NUM_DOCUMENTS = 6
 DOCUMENTS_EVERY_S = 10.0
+MOST_MARKS = 200  # of a kind: more of them cannot be told apart on a chart
+
+
+NUMBERS = ("time", "tokens", "pid", "updated", "started")  # in records and roles
+
+
+class Unreadable(Exception):
+    """What is wrong with a run that cannot be shown: it vanished, is damaged, or holds what no run writes."""
 
 
 class WatchedRun:
     """``name`` is shown; ``chosen``: the user asked for this one.
 
-    Methods raise one of ``UNREADABLE`` when the run cannot be read.
+    Methods raise `Unreadable` when the run cannot be read.
     """
 
     def __init__(self, path: Path, name: str, chosen: bool = False):
         self.path, self.name, self.chosen = path, name, chosen
         self._lock, self._documents_lock = threading.Lock(), threading.Lock()
         self._of: _Followed | None = None
+        self._problem, self._failed = "", float("-inf")  # the last time it could not be read
         self._documents: tuple[str, float, dict[str, Any]] = ("", 0.0, {})
 
     def look(self, after: str = "") -> dict[str, Any]:
-        """Everything the page shows but documents. ``after``: `cursor` of the last look, "" for all of the curves."""
-        with self._lock:
+        """Everything the page shows but documents. ``after``: `cursor` of the last look, "" for all curves and marks.
+
+        ``marks`` are None while they are those of the cursor.
+        """
+        with self._lock, self._told():
             followed = self._follow()
             status = followed.collect()
             return {
@@ -46,32 +64,60 @@ class WatchedRun:
                 "dir": str(self.path),
                 **content.of_status(followed.run, status),
                 "snapshots": content.snapshots(followed.history(), status),
-                "marks": _marks(followed.history(), followed.curves),
-                **_new_points(followed, after),
+                **_news(followed, _marks(followed.history(), followed.curves), after),
             }
 
     def brief(self, oldest_s: float) -> dict[str, Any] | None:
         """One line of the list of runs; None when it is not known by a look that is at most ``oldest_s`` old."""
         with self._lock:
+            if self._problem and time.monotonic() - self._failed <= oldest_s:
+                raise Unreadable(self._problem)
             if self._of is None or time.monotonic() - self._of.looked > oldest_s:
                 return None
-            return content.brief(self._of.run, self._of.status)
+            with self._told():
+                return content.brief(self._of.run, self._of.status)
 
     def look_briefly(self) -> None:
-        with self._lock:
+        with self._lock, self._told():
             self._follow().collect()
 
     def documents(self) -> dict[str, Any]:
         """The newest synthetic documents beside their seeds."""
         from streaming_sbp.experiment import peek  # brings torch: only for whoever looks at documents
 
-        with self._documents_lock:
+        with self._documents_lock, self._in_words():
             run = RunDir(self.path)
             run_id, read, found = self._documents
             if run_id != run.run_id or time.monotonic() - read > DOCUMENTS_EVERY_S:
                 found = {"documents": [content.document(one) for one in peek.newest(run, NUM_DOCUMENTS)]}
                 self._documents = (run.run_id, time.monotonic(), found)
             return found
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What was read of a run that cannot be read is forgotten: half of it is not the run."""
+        try:
+            with self._in_words():
+                yield
+        except Unreadable as error:
+            self._of = None
+            self._problem, self._failed = str(error), time.monotonic()
+            raise
+        if self._of is not None:
+            self._problem = ""
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Whatever is in the files of one run must not take away the others: any exception is its problem."""
+        try:
+            yield
+        except Unreadable:
+            raise
+        except Exception as error:
+            words = one_line(error)
+            if not (isinstance(error, OSError | ConfigError) or str(self.path) in words):
+                words = _what_no_run_writes(self.path) or f"{self.path}: {type(error).__name__}: {words}"
+            raise Unreadable(words) from error
 
     def _follow(self) -> _Followed:
         run = RunDir(self.path)
@@ -85,6 +131,7 @@ class _Followed:
 
     def __init__(self, run: RunDir):
         self.run, self.curves = run, Curves(run)
+        self.id = secrets.token_hex(4)  # of this reading: cursors are of no other
         self.looked = float("-inf")
         self.status: Status = {}
         self._collector = StatusCollector(run)
@@ -112,13 +159,33 @@ class _Followed:
         return self._history
 
 
-def _new_points(followed: _Followed, after: str) -> dict[str, Any]:
-    run_id, _, cursors = after.partition(".")
-    train, _, evaluations = cursors.partition(".") if run_id == followed.run.run_id else ("", "", "")
+def _what_no_run_writes(path: Path) -> str:
+    """The first thing in records and roles that is not what it must be; "" when there is none that we know of."""
+    for file in (*sorted(path.glob("roles/*.json")), *sorted(path.glob("records/*.jsonl"))):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for at, line in enumerate([text] if file.suffix == ".json" else text.split("\n"), start=1):
+            place = f"{file}, line {at}: "
+            try:
+                said = json.loads(line)
+            except RecursionError:
+                return place + "nested too deeply; expected what a run writes"
+            except ValueError:  # a crash cut it short: passed over
+                continue
+            for name in NUMBERS if isinstance(said, dict) else ():
+                if not isinstance(said.get(name), int | float | None):
+                    return place + one_line(f"{name} is {json.dumps(said[name])[:40]}, expected a number")
+    return ""
+
+
+def _news(followed: _Followed, marks: list[dict[str, Any]], after: str) -> dict[str, Any]:
+    cursors = after.split(".")
+    _, train, evaluations, known = cursors if len(cursors) == 4 and cursors[0] == followed.id else ("", "", "", "")
     parts = {"train": followed.curves.train.since(train), "evaluations": followed.curves.evaluations.since(evaluations)}
+    digest = f"{zlib.crc32(json.dumps(marks).encode()):x}"
     return {
-        "cursor": ".".join((followed.run.run_id, *(part.cursor for part in parts.values()))),
+        "cursor": ".".join((followed.id, *(part.cursor for part in parts.values()), digest)),
         "curves": {name: asdict(part) for name, part in parts.items()},
+        "marks": None if digest == known else marks,
     }
 
 
@@ -129,5 +196,15 @@ def _marks(told: RunHistory, curves: Curves) -> list[dict[str, Any]]:
         for s in told.snapshots
         if s.swapped_time is not None
     ]
+    rollbacks = [{"kind": "rollback", **rollback} for rollback in curves.rollbacks]
     resumes = [{"kind": "resume", "time": r["time"], "tokens": r.get("tokens"), "version": None} for r in told.resumes]
-    return [*swaps, *({"kind": "rollback", **rollback} for rollback in curves.rollbacks), *resumes]
+    shown = [mark for marks in (swaps, rollbacks, resumes) for mark in _thinned(marks)]
+    return [mark | {"time": number(mark["time"]), "tokens": number(mark["tokens"])} for mark in shown]
+
+
+def _thinned(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All, or each second, fourth, eighth, ... so that those that were shown mostly stay; and the newest."""
+    step = 1
+    while len(marks) > step * (MOST_MARKS - 1):
+        step *= 2
+    return marks if step == 1 else [*marks[:-1:step], marks[-1]]

@@ -1,5 +1,6 @@
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +67,46 @@ def test_nothing_is_said_of_a_new_run(tmp_path):
 def test_a_failed_role_is_named_with_its_reason(run):
     status = collect(run)
     status["roles"]["tuner"] |= {"state": "failed", "detail": "no pairs"}
+    (run.logs / "tuner.log").write_text("no pairs\n")
     first = suggest(run, run.config(), status)[0]
     assert first.reason == "tuner ended: no pairs."
-    assert first.command == f"tail {shlex.quote(str(run.path))}/logs/tuner.log"
+    assert shlex.split(first.command) == ["tail", str(run.logs / "tuner.log")]
+
+
+@pytest.mark.parametrize("name", ["supervisor", "generator-1", "pairer"])
+def test_who_has_no_log_has_something_else_to_read(run, name):
+    status = collect(run)
+    status["roles"][name]["state"] = "failed"
+    program, file = shlex.split(suggest(run, run.config(), status)[0].command)
+    assert program == "tail"
+    assert Path(file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("change", [{"mix__realised": 0.2}, {"snapshots__quarantined": 9}])
+def test_settings_of_a_run_that_goes_on_are_changed_after_it_was_stopped(run, change):
+    for state, stops in (("running", True), ("done", False)):
+        first = advised(run, run__state=state, **change)[0]
+        assert "--accept-changes" in first.command
+        assert first.reason.endswith("Stop the run first (Ctrl-C), then:") == stops
+
+
+@pytest.mark.parametrize(
+    ("trained", "synthetic", "debt", "behind"),
+    [
+        (3_100_000, 10_000, 20_000, False),  # of 3M to go, 100k are trained
+        (3_500_000, 50_000, 100_000, False),
+        (3_800_000, 80_000, 160_000, True),
+        (3_100_000, 0, 30_000, False),
+        (3_800_000, 0, 240_000, True),
+        (6_000_000, 0, 0, False),  # the first snapshot came with the end
+    ],
+)
+def test_synthesis_has_time_to_catch_up(run, trained, synthetic, debt, behind):
+    """The schedule asks for 0.3 from 3M tokens to 6M."""
+    realised = synthetic / (trained - 3_000_000)
+    mix = {"mix__scheduled": 0.3, "mix__realised": realised, "mix__trained_tokens": {"synthetic": synthetic}}
+    found = advised(run, run__tokens=trained, mix__debt_tokens=debt, mix__forgiven_tokens=0, **mix)
+    assert any("did not keep up" in suggestion.reason for suggestion in found) == behind
 
 
 def test_who_is_silent_or_was_killed_is_said_in_one_line_each(run):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from streaming_sbp.experiment import history
+from streaming_sbp.telemetry.records import read_records
 from tests.unit.run_records import DIED_AT, DIGESTS, SECOND_TOKENS, TUNINGS, FakeRun, RecordWriter, make_run
 
 
@@ -121,9 +122,30 @@ def test_time_in_which_nothing_ran_is_left_out(tmp_path):
 
 def test_tokens_at():
     trains = [{"time": 10.0, "tokens": 100}, {"time": 20.0, "tokens": 300}]
-    assert [history.tokens_at(trains, t) for t in (5.0, 10.0, 15.0, 20.0, 99.0)] == [100, 100, 200, 300, 300]
-    assert history.tokens_at(trains, None) is None
-    assert history.tokens_at([], 1.0) is None
+    times = [99.0, 5.0, None, 10.0, 15.0, 20.0]
+    assert history.tokens_at(trains, times) == [300, 100, None, 100, 200, 300]
+    assert history.tokens_at([], times) == [None] * 6
+
+
+def test_many_snapshots_do_not_read_all_records_again(tmp_path, monkeypatch):
+    reads = 0
+
+    class Counted(dict):
+        def __getitem__(self, key):
+            nonlocal reads
+            reads += key == "tokens"
+            return super().__getitem__(key)
+
+    run = make_run(tmp_path / "run")
+    trainer, tuner, generator = (RecordWriter(run, name) for name in ("trainer", "tuner", "generator-0"))
+    for k in range(40):
+        trainer(float(k), "train", tokens=100 * k)
+        tuner(k + 0.25, "snapshot", digest=f"{k}", version=k, verdict="published")
+        generator(k + 0.5, "swap", digest=f"{k}")
+    monkeypatch.setattr(history, "read_records", lambda path: [Counted(r) for r in read_records(path)])
+    told = history.load(run)
+    assert [s.swapped_tokens for s in told.snapshots] == [*(100 * k + 50 for k in range(39)), 3900]
+    assert reads <= 3 * 40
 
 
 def test_events_of_all_roles_in_order(fake):

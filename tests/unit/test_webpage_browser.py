@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from streaming_sbp.experiment import history
+from streaming_sbp.webpage.app import App
 from streaming_sbp.webpage.runs import RunList
 from streaming_sbp.webpage.server import PageServer
 from tests.unit.run_records import FakeRun, RecordWriter, add_documents, make_run
@@ -173,6 +175,76 @@ def test_several_runs_beside_each_other(page, serve, tmp_path):
     page.until("document.querySelectorAll('#comparison tbody tr').length === 2")
     assert page.now("document.querySelector('#axis input[value=time]').checked")
     assert page.complaints() == []
+
+
+def test_without_the_list_of_runs_nothing_is_called_live(page, serve, ended, monkeypatch):
+    whole = App._list
+    monkeypatch.setattr(App, "_list", lambda self: 1 // 0)
+    page.open(serve(ended.path))
+    page.until("document.querySelector('#connection').className === 'bad'")
+    end = time.monotonic() + 7  # three polls
+    while time.monotonic() < end:
+        assert "no answer from sbp dashboard" in page.text("#connection")
+        assert page.now("document.querySelector('#nothing').hidden")
+        time.sleep(0.1)
+    monkeypatch.setattr(App, "_list", whole)
+    page.until("document.querySelector('#connection').className === 'good'")
+    assert page.text("#word") == "stopped"
+    page.complaints()
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        (
+            "time",
+            [
+                [0, 4, 41.5, 50, 81, 83],
+                [5, 4, "gap", "gap", 3, 2],
+                [6, "gap", "gap", 5, "unknown", "unknown"],
+            ],
+        ),
+        ("tokens", [[0, 2, 3, 4, 5], [5, 4, "unknown", 3, 2], [6, "unknown", 5, "unknown", "unknown"]]),
+    ],
+)
+def test_a_line_over_time_ends_where_the_trainer_was_not_there(page, serve, ended, axis, expected):
+    """uPlot draws nothing across a null, and goes on across what is undefined: not known, or of another line."""
+    page.open(serve(ended.path))
+    page.until("document.querySelector('#chart-loss canvas')")
+    columns = {"time": [0, 2, 4, 79, 81, 83], "tokens": [0, 1, 2, 3, 4, 5], "loss_real": [5, None, 4, None, 3, 2]}
+    evaluations = {"time": [0, 50], "tokens": [0, 3], "heldout_loss": [6, 5]}
+    run = {"name": "a", "curves": {"train": {"columns": columns}, "evaluations": {"columns": evaluations}}}
+    lines = "[{run, column: 'loss_real'}, {run, column: 'heldout_loss', from: 'evaluations'}]"
+    told = f"((run) => m.aligned({lines}, '{axis}', false))({json.dumps(run)})"
+    kinds = "columns.map((column) => column.map((y) => y === null ? 'gap' : y ?? 'unknown'))"
+    found = page.now(f"import('/static/charts.js').then((m) => {told}).then((columns) => {kinds})")
+    assert found == expected
+
+
+def test_a_run_that_has_not_begun(page, serve, tmp_path):
+    page.open(serve(make_run(tmp_path / "run").path))
+    page.until("document.querySelector('#word').textContent === 'not started'")
+    assert "What to do next" not in page.text()
+    assert page.now("document.querySelector('#problems li').className") == "plain"
+
+
+def test_a_broken_run_leaves_the_list_in_shape(page, serve, tmp_path):
+    for name in ("a-broken", "b-good", "c-good"):
+        FakeRun(make_run(tmp_path / "runs" / name), seconds=20).write()
+    (tmp_path / "runs/a-broken/run.json").write_text("{}")
+    page.resize(1280, 900)
+    page.open(serve(tmp_path / "runs"))
+    page.until("document.querySelectorAll('#list label').length === 3")
+    page.click("#chooser summary")
+    heights = page.now("[...document.querySelectorAll('#list label')].map((each) => each.offsetHeight)")
+    assert max(heights[1:]) < 30  # one line
+    assert "run_id, created, versions missing" in page.text("#list label")
+    assert page.now("document.querySelector('#list .bad').textContent") == "cannot be read"
+    page.click("#list input")
+    page.until("document.querySelectorAll('#list input:checked').length === 2")
+    page.until("document.querySelector('#unreadable').textContent.includes('run_id, created, versions missing')")
+    assert page.text("#name") == "c-good"  # its details, though the other one comes first
+    page.complaints()  # of the broken one
 
 
 def test_with_a_token_the_address_opens_it_and_does_not_keep_it(page, serve, ended):

@@ -106,7 +106,7 @@ def test_the_curves_are_the_history_of_the_run(tmp_path):
     train, evaluations = curves.train.since("").columns, curves.evaluations.since("").columns
     assert train["tokens"] == [record["tokens"] for record in told.trains]
     assert train["loss_real"] == pytest.approx([record["loss"]["real"] for record in told.trains], rel=1e-5)
-    assert train["received"] == [record["ledger"].get("sent") for record in told.trains]
+    assert train["sent"] == [record["ledger"].get("sent") for record in told.trains]
     assert evaluations["tokens"] == [record["tokens"] for record in told.evaluations]
     assert evaluations["heldout_loss"] == pytest.approx([r["heldout_loss"] for r in told.evaluations], rel=1e-5)
     assert curves.num_starts == 1 + len(told.resumes)

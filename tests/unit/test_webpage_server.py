@@ -20,11 +20,13 @@ import pytest
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import set_aside
+from streaming_sbp.telemetry.text import NOTHING
 from streaming_sbp.webpage import server as webpage_server
 from streaming_sbp.webpage.app import POLICY
 from streaming_sbp.webpage.curves import LIMIT
 from streaming_sbp.webpage.runs import RunList
 from streaming_sbp.webpage.server import PageServer
+from streaming_sbp.webpage.watch import MOST_MARKS
 from tests.unit.run_records import FakeRun, RecordWriter, add_documents, make_run
 
 EVIL = "<script>alert(1)</script> \x1b[31mred\x07 \u202etxet"
@@ -275,6 +277,29 @@ def test_the_state_in_words(tmp_path, ended):
     assert failed["sentence"].endswith("trainer cannot start: <script>alert(1)</script> red txet")
 
 
+def test_a_run_that_has_ended_has_no_rate_and_ended_when_its_own_processes_did(tmp_path):
+    run = make_run(tmp_path / "run")
+    fake = FakeRun(run, seconds=100)
+    fake.write()
+    for name in run.read_roles():
+        fake.role_file(name, "done", updated=time.time() - 360)
+    fake.role_file("tensorboard", "done", role="exporter")  # `sbp export` of an old run
+    with served(run.path) as server:
+        content = look(server)
+    assert content["state"]["sentence"].endswith("; ended 6 min 0 s ago.")
+    assert "tokens per second" not in {tile["label"] for tile in content["tiles"]}
+    assert content["comparison"]["tokens/s"] == NOTHING
+
+
+def test_all_is_well_only_where_something_is_known(tmp_path):
+    run = make_run(tmp_path / "run")
+    with served(run.path) as server:
+        assert (look(server)["problems"], look(server)["all_well"]["tone"]) == ([], "plain")
+    FakeRun(run, seconds=50).write()
+    with served(run.path) as server:
+        assert (look(server)["problems"], look(server)["all_well"]["tone"]) == ([], "good")
+
+
 def test_what_is_wrong_is_said_with_what_to_do(tmp_path):
     run = make_run(tmp_path / "run")
     fake = FakeRun(run, seconds=200, finished=False, pid=os.getpid())
@@ -314,6 +339,7 @@ def test_figures_curves_and_tables(ended):
     equation = content["equation"].replace(",", "").replace("=", "+").split("+")
     sent, *parts = (int(part.split()[0]) for part in equation)
     assert sent == sum(parts) > 0
+    assert content["equation"].split()[1] == content["ledger"]["columns"][1]["title"] == "sent"
     assert content["events"]["rows"][0][0]["time"] >= content["events"]["rows"][-1][0]["time"]
 
 
@@ -369,6 +395,34 @@ def test_a_long_run_is_a_small_answer(tmp_path):
     assert len(json.dumps(content)) < 300_000
 
 
+def test_marks_are_bounded_and_sent_when_they_change(tmp_path):
+    run = make_run(tmp_path / "run")
+    fake = FakeRun(run, seconds=100, finished=False)
+    fake.write()
+    tuner, generator = RecordWriter(run, "tuner"), RecordWriter(run, "generator-0")
+
+    def swap(versions):
+        for k in versions:
+            tuner(fake.started + 0.01 * k, "snapshot", digest=f"{k}", version=k, verdict="published")
+            generator(fake.started + 0.01 * k, "swap", digest=f"{k}", version=k)
+
+    swap(range(100, 1100))
+    with served(run.path) as server:
+        first = look(server)
+        swaps = [mark["version"] for mark in first["marks"] if mark["kind"] == "swap" and mark["version"] >= 100]
+        assert MOST_MARKS / 2 <= len(swaps) <= MOST_MARKS
+        assert swaps == sorted(set(swaps))
+        assert (swaps[0] < 120, swaps[-1]) == (True, 1099)
+        assert look(server, after=first["cursor"])["marks"] is None
+        swap([1100])
+        deadline = time.monotonic() + 60
+        while (marks := look(server, after=first["cursor"])["marks"]) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert marks[-1]["version"] == 1100
+        assert set(swaps[:-1]) <= {mark["version"] for mark in marks}
+
+
 def test_a_run_that_starts_over_in_its_place(tmp_path):
     """`sbp run --fresh` moves the old one aside."""
     run = make_run(tmp_path / "runs" / "demo")
@@ -397,6 +451,74 @@ def test_a_run_that_vanishes_takes_nothing_with_it(tmp_path, ended):
             assert (status, "not a run directory" in content["error"]) == (503, True)
         assert look(server, 1)["state"]["word"] == "stopped"
         assert ask_json(server, "/api/runs")[0] == 200
+
+
+# --- runs that cannot be read ---
+
+BROKEN = {  # file, what is in it, words that say so
+    "no run": ("run.json", "{}", "run_id, created, versions missing"),
+    "made never": ("run.json", '{"run_id": "x", "created": NaN, "versions": {}}', "created missing or of another kind"),
+    "a list": ("run.json", "[]", "run_id, created, versions missing"),
+    "deep": ("run.json", "[" * 100_000, "not valid JSON"),
+    "text for a process": ("roles/trainer.json", '{"pid": "x", "updated": 1}', 'pid is "x", expected a number'),
+    "no settings": ("config.toml", "[run\n", "config.toml"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_run_is_named_and_takes_nothing_with_it(tmp_path, case):
+    file, content, words = BROKEN[case]
+    broken, good = (make_run(tmp_path / "runs" / name) for name in ("a-broken", "b-good"))
+    FakeRun(good, seconds=20).write()
+    (broken.path / file).write_text(content)
+    with served(tmp_path / "runs") as server:
+        for _ in range(3):
+            status, found = ask_json(server, "/api/runs")
+            assert (status, [run["name"] for run in found["runs"]]) == (200, ["a-broken", "b-good"])
+            assert found["runs"][0]["brief"] is None
+            assert str(broken.path) in found["runs"][0]["problem"]
+            assert words in found["runs"][0]["problem"]
+            assert (found["runs"][1]["brief"]["state"]["word"], found["runs"][1]["problem"]) == ("stopped", "")
+            status, answer = ask_json(server, "/api/runs/0")
+            assert (status, answer) == (503, {"error": found["runs"][0]["problem"]})
+            assert look(server, 1)["state"]["word"] == "stopped"
+
+
+def test_lines_that_are_no_records_are_passed_over(tmp_path):
+    broken, good = (make_run(tmp_path / "runs" / name) for name in ("a-broken", "b-good"))
+    FakeRun(good, seconds=20).write()
+    good_line = '{"event": "train", "time": 1795739600, "tokens": 5}\n'
+    wrong_line = '{"event": "train", "time": 1795739601, "tokens": "abc"}\n'
+    (broken.records / "trainer.jsonl").write_text("[" * 100_000 + "\n" + good_line + wrong_line)
+    with served(tmp_path / "runs") as server:
+        for _ in range(3):
+            status, found = ask_json(server, "/api/runs")
+            assert status == 200
+            assert found["runs"][1]["brief"]["state"]["word"] == "stopped"
+            assert found["runs"][0]["brief"]["line"].startswith("5 tokens")
+
+
+def test_a_mark_at_no_time_is_no_defect(tmp_path):
+    run = make_run(tmp_path / "run")
+    FakeRun(run, seconds=20).write()
+    RecordWriter(run, "trainer")(float("nan"), "start", tokens=float("inf"))
+    RecordWriter(run, "trainer")(float("nan"), "start", tokens=10)
+    with served(run.path) as server:
+        assert {mark["time"] for mark in look(server)["marks"] if mark["kind"] == "resume"} == set()
+
+
+def test_a_run_that_was_mended_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("streaming_sbp.webpage.app.LIST_AGE_S", 0.0)
+    run = make_run(tmp_path / "run")
+    FakeRun(run, seconds=20).write()
+    whole = (run.roles / "trainer.json").read_text()
+    (run.roles / "trainer.json").write_text('{"pid": "x", "updated": 1}')
+    with served(run.path) as server:
+        assert ask_json(server, "/api/runs")[1]["runs"][0]["problem"]
+        (run.roles / "trainer.json").write_text(whole)
+        (line,) = ask_json(server, "/api/runs")[1]["runs"]
+        assert (line["problem"], line["brief"]["state"]["word"]) == ("", "stopped")
+        assert len(look(server)["curves"]["train"]["columns"]["tokens"]) == 10
 
 
 # --- documents ---

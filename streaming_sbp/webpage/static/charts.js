@@ -26,7 +26,7 @@ const CHARTS = [
   { id: "rate", title: "Trained tokens per second", format: quantity, zero: true, lines: [
     { column: "tokens_per_second", label: "tokens/s", colour: "real", width: 1.5, main: true }] },
   { id: "documents", title: "Synthetic documents", format: quantity, zero: true, lines: [
-    { column: "received", label: "received", colour: "ink", width: 1.5, dash: [6, 4] },
+    { column: "sent", label: "sent", colour: "ink", width: 1.5, dash: [6, 4] },
     { column: "trained", label: "trained", colour: "synthetic", width: 2, main: true },
     { column: "waiting", label: "waiting", colour: "real", width: 1.5 },
     { column: "dropped", label: "dropped", colour: "bad", width: 1.5 }] },
@@ -35,6 +35,8 @@ const CHARTS = [
 ];
 const STEPS_S = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, ...[1, 2, 6, 12, 24, 48, 120, 240, 480].map((h) => 3600 * h)];
 const FEW = 3; // runs
+const NULL_EXPAND = 2; // of uPlot: a null reaches to the neighbours in its own table, across the x of others
+const LONGEST_GAP_S = 30; // as in the report: a trainer at work records more often
 export const RUN_COLOURS = 8; // --run-0 ... of the style
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -92,13 +94,26 @@ function position(run, at, axis, several) {
   return several ? at.time - run.curves.train.columns.time[0] : at.time;
 }
 
-// One x for all lines: tokens, the clock, or with several runs the time since each began.
-function aligned(lines, axis, several) {
+// One x for all lines: tokens, the clock, or with several runs the time since each began. A line goes on across what is
+// not known, and over time ends where the trainer was not there: at a null.
+export function aligned(lines, axis, several) {
   const tables = lines.map(({ run, from, column }) => {
     const { columns } = run.curves[from ?? "train"];
-    return [columns.time.map((time, i) => position(run, { time, tokens: columns.tokens[i] }, axis, several)), columns[column]];
+    const points = columns.time.map((time, i) => [position(run, { time, tokens: columns.tokens[i] }, axis, several), columns[column][i]])
+      .filter(([, value]) => value != null);
+    const ends = axis === "time" ? gaps(run.curves.train.columns.time).map((time) => [position(run, { time }, axis, several), null]) : [];
+    const sorted = [...points, ...ends].sort(([a], [b]) => a - b);
+    return [sorted.map(([x]) => x), sorted.map(([, y]) => y)];
   });
-  return uPlot.join(tables);
+  return uPlot.join(tables, tables.map(() => [0, NULL_EXPAND]));
+}
+
+// The middles of the times in which nothing was recorded for much longer than from one row to the next.
+function gaps(times) {
+  const steps = times.slice(1).map((time, i) => time - times[i]);
+  const usual = [...steps].sort((a, b) => a - b)[steps.length >> 1];
+  const longest = Math.max(LONGEST_GAP_S, 5 * usual);
+  return steps.flatMap((step, i) => (step > longest ? [times[i] + step / 2] : []));
 }
 
 function made(chart, lines, data, marks, axis, several) {
@@ -125,7 +140,7 @@ function made(chart, lines, data, marks, axis, several) {
       ...lines.map((line) => ({
         label: several ? `${line.run.name}: ${line.label}` : line.label,
         stroke: several ? style(`run-${line.run.colour}`) : style(line.colour),
-        width: line.width, dash: line.dash, spanGaps: true, points: { show: Boolean(line.points), size: 5 },
+        width: line.width, dash: line.dash, points: { show: Boolean(line.points), size: 5 },
         value: (_, value) => chart.format(value),
       })),
     ],

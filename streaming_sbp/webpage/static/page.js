@@ -4,6 +4,7 @@ import { Charts, RUN_COLOURS } from "./charts.js";
 import { byId, documentBesideSeed, element, show, suggestion, table, tile } from "./elements.js";
 
 const EVERY_MS = 2000, ENDED_EVERY_MS = 15000, LIST_EVERY_MS = 10000, DOCUMENTS_EVERY_MS = 20000;
+const CANNOT_BE_READ = { word: "cannot be read", tone: "bad" };
 const charts = new Charts();
 const looks = new Map(); // number -> { cursor, content, curves, problem, asked }
 const chosen = { names: new Set(), focus: "", axis: "tokens" };
@@ -20,20 +21,29 @@ async function ask(address) {
   return content;
 }
 
-function isDue(what, everyMs) {
-  if ((due.get(what) ?? 0) > performance.now()) return false;
+// What failed is due at once: until it succeeds, nobody says that all is well.
+async function whenDue(what, everyMs, work) {
+  if ((due.get(what) ?? 0) > performance.now()) return;
   due.set(what, performance.now() + everyMs);
-  return true;
+  try {
+    await work();
+  } catch (error) {
+    due.delete(what);
+    throw error;
+  }
 }
 
 async function look(number) {
-  const before = looks.get(number);
-  if (!isDue(number, before && !before.problem && !before.content.live ? ENDED_EVERY_MS : EVERY_MS - 100)) return;
+  const before = looks.get(number), ended = before && !before.problem && !before.content.live;
+  await whenDue(number, ended ? ENDED_EVERY_MS : EVERY_MS - 100, () => lookNow(number, before));
+}
+
+async function lookNow(number, before) {
   try {
     const content = await ask(`/api/runs/${number}?after=${encodeURIComponent(before?.cursor ?? "")}`);
     const curves = Object.fromEntries(Object.entries(content.curves)
       .map(([name, part]) => [name, { columns: joined(before?.curves[name].columns, part) }]));
-    looks.set(number, { cursor: content.cursor, content, curves, problem: "" });
+    looks.set(number, { cursor: content.cursor, content, curves, marks: content.marks ?? before.marks, problem: "" });
   } catch (error) {
     if (!error.answered) throw error;
     if (before) before.problem = error.message;
@@ -48,7 +58,7 @@ const joined = (columns, part) => Object.fromEntries(Object.entries(part.columns
 async function poll() {
   try {
     if (!document.hidden) {
-      if (isDue("list", LIST_EVERY_MS)) await readList();
+      await whenDue("list", LIST_EVERY_MS, readList);
       await Promise.all(drawn().map((run) => look(run.number)));
       layOut();
       if (documentsInSight) await readDocuments();
@@ -69,7 +79,10 @@ function say(text, tone) {
 // --- which runs ---
 
 const drawn = () => list.filter((run) => chosen.names.has(run.name));
-const focused = () => drawn().find((run) => run.name === chosen.focus) ?? drawn()[0];
+function focused() { // one that cannot be read has no details
+  const read = drawn().filter((run) => looks.has(run.number));
+  return read.find((run) => run.name === chosen.focus) ?? read[0] ?? drawn()[0];
+}
 
 async function readList() {
   const first = !list.length;
@@ -93,7 +106,8 @@ function choice(run) {
     chosen.names[box.checked ? "add" : "delete"](run.name);
     changed();
   });
-  const { state, line } = run.brief ?? { state: { word: run.problem || "not read yet", tone: "plain" }, line: "" };
+  const { state, line } = run.brief
+    ?? { state: run.problem ? CANNOT_BE_READ : { word: "not read yet", tone: "plain" }, line: run.problem };
   return element("label", {}, box, swatch(run), element("b", { textContent: run.name }),
     element("span", { className: state.tone, textContent: state.word }), element("span", { textContent: line }));
 }
@@ -132,16 +146,18 @@ function layOut() {
   document.querySelector("main").classList.toggle("several", runs.length > 1);
   show(byId("focus"), [runs.map(({ name }) => name), run?.name], () => runs.map(({ name }) =>
     element("option", { textContent: name, value: name, selected: name === run.name })));
-  if (run && !seen) byId("nothing").hidden = !run.problem, byId("nothing").textContent = `${run.name}: ${run.problem}`;
+  const unreadable = runs.filter((each) => !looks.has(each.number) && each.problem);
+  show(byId("unreadable"), unreadable.map(({ name, problem }) => `${name}: ${problem}`), (lines) =>
+    lines.map((textContent) => element("p", { className: "bad", textContent })));
   if (seen) layOutRun(seen);
   if (known.length > 1) compare(known);
   if (known.length) {
-    charts.draw(known.map((each) => ({ name: each.name, colour: colourOf(each), ...looks.get(each.number), marks: looks.get(each.number).content.marks })), chosen.axis);
+    charts.draw(known.map((each) => ({ name: each.name, colour: colourOf(each), ...looks.get(each.number) })), chosen.axis);
   }
 }
 
 function layOutRun({ content, problem }) {
-  const state = problem ? { word: "cannot be read", tone: "bad", sentence: `${problem} What is shown is older.` } : content.state;
+  const state = problem ? { ...CANNOT_BE_READ, sentence: `${problem} What is shown is older.` } : content.state;
   document.title = `${content.name}: ${state.word}`;
   byId("name").textContent = content.name;
   byId("name").title = content.dir;
@@ -149,8 +165,8 @@ function layOutRun({ content, problem }) {
   byId("word").className = `badge ${state.tone}`;
   byId("sentence").textContent = state.sentence;
   byId("progress").value = content.progress;
-  show(byId("problems"), content.problems, (problems) => (problems.length ? problems.map(suggestion)
-    : element("li", { className: "good", textContent: "Nothing is known to be wrong." })));
+  show(byId("problems"), [content.problems, content.all_well], ([problems]) => (problems.length ? problems.map(suggestion)
+    : element("li", { className: content.all_well.tone, textContent: content.all_well.text })));
   show(byId("tiles"), content.tiles, (tiles) => tiles.map(tile));
   show(byId("roles"), content.roles, (roles) => table(roles, "No process has started yet."));
   show(byId("ledger"), content.ledger, (ledger) => table(ledger, ""));
@@ -158,6 +174,7 @@ function layOutRun({ content, problem }) {
   byId("equation").textContent = content.equation;
   show(byId("snapshots"), content.snapshots, (snapshots) => table(snapshots, "None has been tuned yet."));
   show(byId("events"), content.events, (events) => table(events, "Nothing yet."));
+  byId("next").hidden = !content.advice.length;
   show(byId("advice"), content.advice, (advice) => advice.map(suggestion));
 }
 
@@ -186,7 +203,11 @@ function lossAt({ tokens, heldout_loss }, at) {
 
 async function readDocuments() {
   const run = focused();
-  if (!run || !looks.has(run.number) || !isDue(`documents of ${run.number}`, DOCUMENTS_EVERY_MS)) return;
+  if (!run || !looks.has(run.number)) return;
+  await whenDue(`documents of ${run.number}`, DOCUMENTS_EVERY_MS, () => readDocumentsOf(run));
+}
+
+async function readDocumentsOf(run) {
   try {
     const { documents } = await ask(`/api/runs/${run.number}/documents`);
     if (run !== focused()) return;
