@@ -288,7 +288,10 @@ def status(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", hel
         typer.echo(json.dumps(collected, indent=1))
     else:
         console = Console()
-        console.print(view.render(collected, console.width))
+        if console.is_terminal:
+            console.print(view.render(collected, console.width))
+        else:
+            typer.echo("\n".join(view.plain_lines(collected)))
 
 
 @app.command()

@@ -176,7 +176,7 @@ class StatusCollector:
 
     def _rate(self, roles: dict[str, Any], facts: dict[str, Any]) -> float | None:
         """Tokens per second; None while the trainer of an unfinished run is down or loads, for then it trains none."""
-        if roles["trainer"]["state"] in ("dead", "starting"):
+        if roles["trainer"]["state"] in ("dead", "failed", "starting"):
             return None
         return _first(self._trainer.tokens_per_second(), facts.get("tokens_per_second"))
 

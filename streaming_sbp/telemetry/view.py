@@ -68,7 +68,10 @@ def render(status: Status, width: int, num_events: int = NUM_EVENTS, short: bool
 
 
 def fit(status: Status, console: Console) -> RenderableType:
-    """The status for a screen: all of it, or in short, and as many events as there is room for."""
+    """The status for the screen of `sbp run`: all of it, or in short, and as many events as there is room for."""
+    if status["run"]["state"] == "stopping":
+        supervisor = status["roles"]["supervisor"]
+        supervisor["detail"] = f"{supervisor['detail'] or ''} · Ctrl-C again: end at once"
     room = console.height - 1  # the last row stays free: a terminal scrolls when it is written to
     for short in (False, True):
         left = room - _num_rows(console, render(status, console.width, 0, short)) - 1  # a rule above the events
@@ -106,6 +109,18 @@ def summary_line(status: Status) -> str:
     parts += [f"DOWN: {', '.join(dead)}"] if dead else []
     parts += [f"SILENT: {', '.join(silent)}"] if silent else []
     return "  ".join(parts)
+
+
+def plain_lines(status: Status) -> list[str]:
+    """The status for what is no terminal: the figures, a line for each role, the last events."""
+    lines = [summary_line(status)]
+    for name, role in status["roles"].items():
+        silent = f", silent for {duration(role['age_s'])}" if is_silent(role) else ""
+        detail = f": {role['detail']}" if role["detail"] else ""
+        lines.append(one_line(f"{name}  {role['state'] or 'not started'}{silent}{detail}"))
+    for event in status["events"][-NUM_EVENTS:]:
+        lines.append(one_line(f"{clock_time(event['time'])}  {event['role']}  {event['text']}"))
+    return lines
 
 
 class LastingConsole(Console):
@@ -191,8 +206,7 @@ def _pace(status: Status) -> Text:
     if supervisor["state"] == "failed":
         return Text(one_line(supervisor["detail"] or ""), style="red")
     if status["run"]["state"] == "stopping":
-        text = Text(one_line(supervisor["detail"] or ""), style="yellow", no_wrap=True, overflow="ellipsis")
-        return text.append(" · Ctrl-C again: end at once", style="dim")
+        return Text(one_line(supervisor["detail"] or ""), style="yellow", no_wrap=True, overflow="ellipsis")
     text = Text(style="dim", no_wrap=True, overflow="ellipsis")
     text.append(f"{whole(throughput['tokens_per_second'])} tokens/s")
     text.append(f" · {percent(throughput['data_wait_share'])} of the time waiting for data")
@@ -316,8 +330,10 @@ def _stream(status: Status) -> list[Text]:
     throughput, buffered = status["throughput"], status["ledger"]["buffered"]
     if not throughput["peers"] and not status["ledger"]["sent"]:
         return [Text("no synthetic documents yet", style="dim")]
-    text = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s from ")
-    text.append(f"{counted(throughput['peers'], 'generator')} · {counted(buffered, 'document')} buffered")
+    text = Text(f"{counted(buffered, 'document')} buffered")
+    if throughput["documents_per_second"] is not None:
+        rate = Text.assemble((decimal(throughput["documents_per_second"], 1), "bold"), " documents/s from ")
+        text = rate.append(f"{counted(throughput['peers'], 'generator')} · ").append(text)
     lines = [text, Text(f"trained {quantity(throughput['staleness_tokens'])} tokens after their snapshot", style="dim")]
     reasons = [f"{whole(n)} {reason.replace('_', ' ')}" for reason, n in sorted(throughput["filtered"].items())]
     return [*lines, Text(f"not sent: {', '.join(reasons)}", style="dim")] if reasons else lines

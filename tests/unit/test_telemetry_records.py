@@ -23,6 +23,7 @@ def test_lines_that_are_no_records_are_passed_over(tmp_path):
         b'{"time": "now", "event": "x"}\n',
         b'{"time": 1}\n',
         b'{"time": NaN, "event": "x"}\n',
+        b'{"time": 1' + 400 * b"0" + b', "event": "x"}\n',
         b'{"time": 1, "event": "x", "tokens": "abc"}\n',
         b"[" * 100_000 + b"\n",
         b"\xff\n",

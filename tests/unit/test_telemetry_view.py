@@ -166,6 +166,7 @@ def test_why_it_failed_and_what_it_waits_for_stand_at_the_top(running):
     assert "the trainer cannot start" in "".join(on_screen(status)[:4])
     status["run"]["state"] = "stopping"
     status["roles"]["supervisor"] |= {"state": "stopping", "detail": "waiting for trainer to stop"}
+    assert "Ctrl-C" not in drawn(status)  # of `sbp status`, whose Ctrl-C ends nothing
     assert "waiting for trainer to stop · Ctrl-C again: end at once" in "".join(on_screen(status)[:4])
 
 
@@ -267,5 +268,8 @@ def test_sparkline(values, line):
 def test_the_command(running):
     result = CliRunner().invoke(app, ["status", str(running.path)], env={"COLUMNS": "80"})
     assert result.exit_code == 0
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "balanced" in result.stdout
+    lines = result.stdout.splitlines()
+    assert "ledger balanced" in lines[0]
+    assert any(line.startswith("trainer running") for line in lines)
+    assert sum(line.startswith(("tuner ", "pairer ", "generator-0 ")) for line in lines) == 3
+    assert not set("─│╭█▁\x1b") & set(result.stdout)
