@@ -265,7 +265,8 @@ class Journal(Section):
     group_documents: Positive = 64  # documents written, and acknowledged, together at most
     group_latency_s: PositiveFloat = 0.5  # a smaller group is written after this long
     max_bytes: Annotated[int, Field(ge=0)] = 0  # a larger journal takes no more: real text only; 0: no limit
-    prune: bool = False  # delete shards that every kept checkpoint has trained; without them, no replay and no trace
+    prune: bool = False  # delete shards that every kept checkpoint has trained; without them, no replay and no trace.
+    # mix.confidence = "relative" keeps the 4,608 documents before them, too: max_bytes must have room for those
 
 
 class Telemetry(Section):

@@ -30,12 +30,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return request.param
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `pytest -n 2`, tests of whole runs follow one another, for each of them has several processes."""
-    experiments = ("test_directions.py", "test_experiment.py")
     for item in items:
         if item.path.parent.name == "processes":
-            item.add_marker(pytest.mark.xdist_group("experiments" if item.path.name in experiments else "processes"))
+            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 _TOPICS = ("river", "engine", "bread", "violin", "glacier", "harbour", "comet", "orchard", "loom", "lantern")
