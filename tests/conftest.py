@@ -30,14 +30,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return request.param
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2`, tests of whole runs follow one another, for each of them has several processes."""
-    for item in items:
-        if item.path.parent.name == "processes":
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 _TOPICS = ("river", "engine", "bread", "violin", "glacier", "harbour", "comet", "orchard", "loom", "lantern")
 _VERBS = ("carries", "holds", "follows", "changes", "repairs", "measures", "paints", "guards")
 _THINGS = ("stone", "copper", "winter", "music", "salt", "paper", "shadow", "grain", "glass", "wind")
