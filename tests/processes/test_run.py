@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
 # enough of everything to happen within a minute on two cores
 RUN = [
     *SETTINGS,
-    "training.total_tokens=1500000",
+    "training.total_tokens=100000000",  # more than any machine trains before the test ends the run
     "checkpoint.every_tokens=60000",
     "evaluation.every_tokens=60000",
     "mix.synthetic_share=0.2",
