@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,18 @@ DEVICES = [pytest.param(torch.device("cpu"), id="cpu"), CUDA]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """What a test asks for that holds on every device; `pytest -m gpu` runs those for CUDA."""
     return request.param
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n 2`, tests of whole runs follow one another, for each of them has several processes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeRunsInOrder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "processes" if nodeid.startswith("tests/processes/") else nodeid
+
+    return WholeRunsInOrder(config, log)
 
 
 _TOPICS = ("river", "engine", "bread", "violin", "glacier", "harbour", "comet", "orchard", "loom", "lantern")

@@ -32,7 +32,7 @@ from streaming_sbp.training.model import build_model
 from tests.checks import runs
 from tests.checks.chaos import trained_synthetic
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.processes
 
 CLOCK = """
 import os, time

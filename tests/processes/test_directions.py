@@ -15,7 +15,7 @@ import pytest
 
 from tests.checks import runs
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.processes
 
 
 def wrong_directions(results: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.checks import runs
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.processes
 
 EXPERIMENT = """
 title = "Two readings of a small corpus"

@@ -20,7 +20,7 @@ from streaming_sbp.rundir import RunDir
 from tests.checks.runs import SETTINGS, kill_all
 from tests.conftest import tiny_overrides
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.processes
 
 # enough of everything to happen within a minute on two cores
 RUN = [

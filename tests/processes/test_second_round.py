@@ -22,7 +22,7 @@ from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.telemetry.metrics import Metrics
 from tests.checks import runs, swaps
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.processes
 
 SHARE = 0.4
 SETTINGS = ("generator.max_new_tokens=64", "generator.batch_size=16", "journal.group_latency_s=0.02")
