@@ -103,7 +103,7 @@ class PointReader:
         values: dict[str, float] = {}
         for role, record in self._held:
             found = _values(role, record)
-            if record["event"] == "snapshot" and values.keys() & found.keys() & {"snapshots/parent_tokens"}:
+            if record["event"] == "snapshot" and "snapshots/parent_tokens" in values:
                 yield Points(step, time, values)
                 values = {}
             values |= found

@@ -71,7 +71,8 @@ def fit(status: Status, console: Console) -> RenderableType:
     """The status for the screen of `sbp run`: all of it, or in short, and as many events as there is room for."""
     if status["run"]["state"] == "stopping":
         supervisor = status["roles"]["supervisor"]
-        supervisor["detail"] = f"{supervisor['detail'] or ''} · Ctrl-C again: end at once"
+        detail = f"{supervisor['detail'] or ''} · Ctrl-C again: end at once"
+        status = status | {"roles": status["roles"] | {"supervisor": supervisor | {"detail": detail}}}
     room = console.height - 1  # the last row stays free: a terminal scrolls when it is written to
     for short in (False, True):
         left = room - _num_rows(console, render(status, console.width, 0, short)) - 1  # a rule above the events

@@ -17,6 +17,7 @@ from typing import Any
 from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import history
 from streaming_sbp.experiment.history import RunHistory
+from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import Status, StatusCollector
 from streaming_sbp.telemetry.text import one_line
@@ -31,7 +32,7 @@ DOCUMENTS_EVERY_S = 10.0
 MOST_MARKS = 200  # of a kind: more of them cannot be told apart on a chart
 
 
-NUMBERS = ("time", "tokens", "pid", "updated", "started")  # in records and roles
+NUMBERS = ("pid", "updated", "started")  # in what a role says of itself
 
 
 class Unreadable(Exception):
@@ -116,7 +117,7 @@ class WatchedRun:
         except Exception as error:
             words = one_line(error)
             if not (isinstance(error, OSError | ConfigError) or str(self.path) in words):
-                words = _what_no_run_writes(self.path) or f"{self.path}: {type(error).__name__}: {words}"
+                words = _what_no_role_writes(self.path) or f"{self.path}: {type(error).__name__}: {words}"
             raise Unreadable(words) from error
 
     def _follow(self) -> _Followed:
@@ -159,21 +160,21 @@ class _Followed:
         return self._history
 
 
-def _what_no_run_writes(path: Path) -> str:
-    """The first thing in records and roles that is not what it must be; "" when there is none that we know of."""
-    for file in (*sorted(path.glob("roles/*.json")), *sorted(path.glob("records/*.jsonl"))):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        for at, line in enumerate([text] if file.suffix == ".json" else text.split("\n"), start=1):
-            place = f"{file}, line {at}: "
-            try:
-                said = json.loads(line)
-            except RecursionError:
-                return place + "nested too deeply; expected what a run writes"
-            except ValueError:  # a crash cut it short: passed over
-                continue
-            for name in NUMBERS if isinstance(said, dict) else ():
-                if not isinstance(said.get(name), int | float | None):
-                    return place + one_line(f"{name} is {json.dumps(said[name])[:40]}, expected a number")
+def _what_no_role_writes(path: Path) -> str:
+    """The first thing in roles that is not what it must be; "" when there is none that we know of.
+
+    Records need no such look: those that are not what they must be are passed over.
+    """
+    for file in sorted(path.glob("roles/*.json")):
+        try:
+            said = read_json(file)
+        except ValueError:  # a crash cut it short: passed over
+            continue
+        if not isinstance(said, dict):
+            continue
+        for name in NUMBERS:
+            if not isinstance(said.get(name), int | float | None):
+                return one_line(f"{file}: {name} is {json.dumps(said[name])[:40]}, expected a number")
     return ""
 
 
