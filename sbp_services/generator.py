@@ -70,7 +70,8 @@ class GeneratorService(Service):
         self.serving: SnapshotInfo | None = None
         self.rng = np.random.default_rng((self.config.run.seed, self._index, time.time_ns()))
         self.second_round = SecondRound(self.config.generator, self.rng.spawn(1)[0])
-        self.order = SeedOrder(len(self.documents), self.config.run.seed)
+        targets = self.config.generator.targets_per_seed
+        self.order = SeedOrder(len(self.documents), self.config.run.seed, targets_per_seed=targets)
         self.outbox: deque[Document] = deque()  # sampled and passed, waiting for credit
         self.counts: Counter[str] = Counter()
         self.filtered: Counter[str] = Counter()

@@ -155,6 +155,7 @@ class Packing(Section):
     # Documents wait for others that fill a sequence with them: in all, as many tokens as this many sequences hold.
     num_open_bins: Positive = 32  # more: less padding, but documents wait for about as many sequences
     long_documents: Literal["split", "truncate"] = "split"  # documents longer than a sequence; others are never cut
+    group_by_seed: bool = False  # a seed document beside its synthetic relatives, seeing each other; targets_per_seed
 
 
 class Checkpoint(Section):
@@ -234,6 +235,7 @@ class Generator(Section):
     count: Annotated[int, Field(ge=0)] = 1  # generators that `sbp run` starts
     engine: Literal["transformers", "vllm"] = "transformers"  # what samples; "vllm" needs the extra of that name
     batch_size: Positive = 32  # documents sampled at once
+    targets_per_seed: Positive = 1  # documents from one seed document, one after the other; for packing.group_by_seed
     temperature: PositiveFloat = 1.0  # lower is safer and less varied
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9  # nucleus; 1: off
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: no limit

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from streaming_sbp.training.mixer import SYNTHETIC, Mixer
-from streaming_sbp.training.packing import Bin, Packer, Piece
-from streaming_sbp.training.sources import Source
+from streaming_sbp.training.packing import NO_GROUP, Bin, Packer, Piece
+from streaming_sbp.training.sources import RealSource, Source, SyntheticSource
 
 IGNORED = -100  # label of a token that is not a target
 STATE_VERSION = 5
@@ -67,7 +67,8 @@ class Batch:
     """One global batch, or the part of it that one rank trains. Tensors are int64 ``[rows, sequence_tokens]``.
 
     ``labels`` are not shifted; the first token of a piece is no target, so that no document predicts another.
-    ``position_ids`` restart at each piece, which is what masks documents from each other.
+    ``position_ids`` restart at each piece, but within a megadocument (packing.py), which is what masks documents from
+    each other.
     ``source_ids`` index into ``source_names``; padding is -1. ``weights`` (float32) say how much a target counts in the
     loss; where it is 0 there is none.
     """
@@ -119,7 +120,11 @@ class Batch:
 
 
 class BatchStream:
-    """Batches for ever. ``next`` returns None while the mixer's policy is to wait for synthetic documents."""
+    """Batches for ever. ``next`` returns None while the mixer's policy is to wait for synthetic documents.
+
+    ``group_by_seed``: a seed document goes beside its synthetic relatives. When it is real text's turn, a group of
+    relatives that waits without its seed document gets it, out of the real documents' order.
+    """
 
     def __init__(
         self,
@@ -129,8 +134,11 @@ class BatchStream:
         batch_sequences: int,
         sequence_tokens: int,
         pad_id: int,
+        *,
+        group_by_seed: bool = False,
     ):
         self.sources, self.mixer, self.packer = dict(sources), mixer, packer
+        self._group_by_seed = group_by_seed
         self._batch_sequences, self._sequence_tokens, self._pad_id = batch_sequences, sequence_tokens, pad_id
         self._num_documents = 0
         self._available = False  # what was last noted
@@ -241,13 +249,24 @@ class BatchStream:
         if available != self._available:
             self._available = available
             self._noted.append((self._num_documents, available))
-        source = self.sources[choice.source]
-        num_tokens = source.num_tokens(source.cursor)
-        self.packer.add(choice.source, source.cursor, num_tokens)
+        position, group = self._next_document(choice.source)
+        num_tokens = self.sources[choice.source].num_tokens(position)
+        self.packer.add(choice.source, position, num_tokens, group)
         self.mixer.add(choice, self.packer.trained_length(num_tokens))
-        source.cursor += 1
         self._num_documents += 1
         return True
+
+    def _next_document(self, name: str) -> tuple[int, int]:
+        """Its position and group; it counts as taken."""
+        source, group = self.sources[name], NO_GROUP
+        if self._group_by_seed and isinstance(source, SyntheticSource):
+            group = source.seed(source.cursor)
+        elif self._group_by_seed and isinstance(source, RealSource):
+            group = self.packer.group_without_seed()
+            if group != NO_GROUP:
+                return source.take(group), group
+        source.cursor += 1
+        return source.cursor - 1, group
 
     def _is_available(self, script: Mapping[int, bool] | None) -> bool:
         there = self.sources[SYNTHETIC].has_document()
@@ -284,10 +303,10 @@ def collate(
             weights[r, span] = 1.0 if found is None else found[part]
             weights[r, at] = 0.0
             labels[r, span] = np.where(weights[r, span] > 0, input_ids[r, span], IGNORED)
-            position_ids[r, span] = np.arange(piece.length)
             source_ids[r, span] = names.index(piece.source)
             at += piece.length
-        position_ids[r, at:] = np.arange(sequence_tokens - at)
+        lengths = [sum(piece.length for piece in segment) for segment in row.segments()]
+        position_ids[r] = np.concatenate([np.arange(n) for n in (*lengths, sequence_tokens - at)])
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),

@@ -25,9 +25,11 @@ from streaming_sbp.training.world import World
 def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: Path) -> BatchStream:
     """``pairs``: the folder of the pair table. Raises ConfigError when pairs are to be trained, and there are none."""
     tokenizer, training, mix = dataset.tokenizer(), settings.training, settings.mix
+    train, bos_id, eos_id = dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id
+    names = train.ids if settings.packing.group_by_seed else ()
     sources: dict[str, Source] = {
-        REAL: RealSource(dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id, settings.run.seed),
-        SYNTHETIC: SyntheticSource(journal, tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size, mix),
+        REAL: RealSource(train, bos_id, eos_id, settings.run.seed),
+        SYNTHETIC: SyntheticSource(journal, bos_id, eos_id, tokenizer.vocab_size, mix, names),
     }
     if mix.pair_share > 0:
         sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)
@@ -38,6 +40,7 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: P
         training.batch_sequences,
         training.sequence_tokens,
         tokenizer.pad_id,
+        group_by_seed=settings.packing.group_by_seed,
     )
 
 

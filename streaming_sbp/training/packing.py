@@ -18,6 +18,10 @@ the oldest of them does not fit into it, so two neighbouring sequences hold more
 therefore stays below half for any lengths and however few documents there are. Documents of just above half a sequence
 come near that half (46 % for 1,100 tokens at 2,048), documents of just above a third come near a third: there longer
 sequences help, more waiting documents do not.
+
+Documents of one ``group`` (`packing.group_by_seed`: a seed document and its synthetic relatives) that wait at the same
+time go into one sequence, one behind the other, the real one first: a megadocument. They take the place of one document
+in all of the above; of a group longer than a sequence the oldest goes, with those that fit beside it.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from streaming_sbp import config
+from streaming_sbp.training.mixer import REAL
+
+NO_GROUP = -1
 
 
 class Piece(NamedTuple):
@@ -39,6 +46,7 @@ class Piece(NamedTuple):
     start: int
     length: int
     last: bool  # the document ends with this piece
+    group: int = NO_GROUP  # neighbours of the same group in a sequence see each other
 
 
 @dataclass
@@ -52,6 +60,16 @@ class Bin:
     def room(self) -> int:
         """Tokens of padding."""
         return self.capacity - sum(piece.length for piece in self.pieces)
+
+    def segments(self) -> list[list[Piece]]:
+        """The pieces that see each other: neighbours of one group, or one piece alone."""
+        found: list[list[Piece]] = []
+        for piece in self.pieces:
+            if found and piece.group != NO_GROUP and piece.group == found[-1][-1].group:
+                found[-1].append(piece)
+            else:
+                found.append([piece])
+        return found
 
 
 class Packer:
@@ -71,13 +89,18 @@ class Packer:
         """How many of a document's tokens will be trained."""
         return min(num_tokens, self._sequence_tokens) if self._truncate else num_tokens
 
-    def add(self, source: str, position: int, num_tokens: int) -> None:
+    def add(self, source: str, position: int, num_tokens: int, group: int = NO_GROUP) -> None:
         num_tokens = operator.index(num_tokens)  # a NumPy integer would overflow in the sums of `fullest_subset`
         kept = self.trained_length(num_tokens)
         self.truncated_tokens += num_tokens - kept
         for start in range(0, kept, self._sequence_tokens):
             length = min(self._sequence_tokens, kept - start)
-            self._place(Piece(source, position, start, length, last=start + length == kept))
+            self._place(Piece(source, position, start, length, start + length == kept, group))
+
+    def group_without_seed(self) -> int:
+        """The oldest waiting group of which no real document waits; NO_GROUP when there is none."""
+        seeded = {piece.group for piece in self._waiting if piece.source == REAL}
+        return next((piece.group for piece in self._waiting if piece.group not in seeded | {NO_GROUP}), NO_GROUP)
 
     def pieces(self) -> Iterator[Piece]:
         """Every piece that waits, alone or in a finished sequence."""
@@ -125,18 +148,48 @@ class Packer:
             self._close_one()
 
     def _close_one(self) -> None:
-        order = self._in_turn()
-        lengths = [self._waiting[i].length for i in order]
-        found = fullest_subset(lengths, self._sequence_tokens - lengths[0], first=1)
-        chosen = sorted(order[i] for i in (0, *found))
+        oldest, *others = self._units()
+        units = [self._that_fit(oldest)]
+        others = self._in_turn(others)
+        room = self._sequence_tokens - self._num_tokens(units[0])
+        for candidates in ([u for u in others if not self._is_young(u)], [u for u in others if self._is_young(u)]):
+            found = [candidates[k] for k in fullest_subset([self._num_tokens(u) for u in candidates], room)]
+            room -= sum(map(self._num_tokens, found))
+            units += found
+        chosen = [i for unit in sorted(units, key=min) for i in unit]
         pieces = [self._waiting[i] for i in chosen]
-        for i in reversed(chosen):
+        for i in sorted(chosen, reverse=True):
             del self._waiting[i]
         self._waiting_tokens -= sum(piece.length for piece in pieces)
         self._close(pieces)
 
-    def _in_turn(self) -> list[int]:
-        """Indices of what waits: the oldest, then the source that is furthest behind, then what is older.
+    def _units(self) -> list[list[int]]:
+        """Indices of what waits, those of a group together, the real one first; by the age of the oldest of each."""
+        units: dict[int, list[int]] = {}
+        for i, piece in enumerate(self._waiting):
+            units.setdefault(piece.group if piece.group != NO_GROUP else NO_GROUP - 1 - i, []).append(i)
+        return [sorted(unit, key=lambda i: (self._waiting[i].source != REAL, i)) for unit in units.values()]
+
+    def _is_young(self, unit: list[int]) -> bool:
+        """A group of which more may come: it fills up a sequence only where nothing else does."""
+        return self._waiting[unit[0]].group != NO_GROUP and 2 * min(unit) > len(self._waiting)
+
+    def _num_tokens(self, unit: list[int]) -> int:
+        return sum(self._waiting[i].length for i in unit)
+
+    def _that_fit(self, unit: list[int]) -> list[int]:
+        """Of a group, those that fit into one sequence: its oldest for certain."""
+        oldest = min(unit)
+        room = self._sequence_tokens - self._waiting[oldest].length
+        fitting = {oldest}
+        for i in unit:
+            if i != oldest and self._waiting[i].length <= room:
+                room -= self._waiting[i].length
+                fitting.add(i)
+        return [i for i in unit if i in fitting]
+
+    def _in_turn(self, units: list[list[int]]) -> list[list[int]]:
+        """First the source that is furthest behind, then what is older.
 
         A source is behind when it has less in sequences than its part of all that came; by half a sequence or less,
         only age counts.
@@ -146,10 +199,13 @@ class Packer:
             came[piece.source] += piece.length
         part = self._packed_tokens.total() / came.total()
         ahead = {source: self._packed_tokens[source] - part * tokens for source, tokens in came.items()}
-        everything = range(len(self._waiting))
         if max(ahead.values()) <= self._sequence_tokens / 2:
-            return list(everything)
-        return [0, *sorted(everything[1:], key=lambda i: ahead[self._waiting[i].source])]
+            return units
+
+        def mean_ahead(unit: list[int]) -> float:
+            return sum(ahead[self._waiting[i].source] for i in unit) / len(unit)
+
+        return sorted(units, key=mean_ahead)
 
     def _close(self, pieces: list[Piece]) -> None:
         for piece in pieces:

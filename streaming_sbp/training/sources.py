@@ -17,6 +17,7 @@ from streaming_sbp.data.dataset import Split
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
+from streaming_sbp.training.packing import NO_GROUP
 from streaming_sbp.training.typical import TypicalConfidence
 
 DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.catalogue.DROP_REASONS
@@ -71,6 +72,7 @@ class Reshuffled:
     def __init__(self, size: int, seed: int):
         self._size, self._seed = size, seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._places = lru_cache(maxsize=1)(lambda epoch: np.argsort(self._order(epoch)))
         self.cursor = 0
 
     @property
@@ -119,6 +121,23 @@ class RealSource(Reshuffled):
             raise ValueError("the training split holds no document; ingest more text or lower data.heldout_share")
         super().__init__(len(split), seed)
         self._split, self._bos_id, self._eos_id = split, bos_id, eos_id
+        self._num_taken = 0
+
+    @property
+    def epochs(self) -> float:
+        return (self.cursor + self._num_taken) / self._size
+
+    def take(self, document: int) -> int:
+        """A document out of turn: its position in this epoch. It comes in its turn, too."""
+        self._num_taken += 1
+        begin = self.cursor - self.cursor % self._size
+        return begin + int(self._places(begin // self._size)[document])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor, "taken": self._num_taken}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor, self._num_taken = state["cursor"], state.get("taken", 0)
 
     def num_tokens(self, position: int) -> int:
         return int(self._split.num_tokens[self.document(position)]) + 2
@@ -163,11 +182,21 @@ class SyntheticSource:
 
     Attributes: ``dropped``, documents passed over, by reason and generator; ``rejected``, the snapshots whose documents
     `pass_over_rejected` passes over; not in the state, for what was passed over is noted (batches.py).
-    ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely.
+    ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely. ``real_documents``: ids
+    of all training documents, where `seed` is asked for.
     """
 
-    def __init__(self, journal: Journal, bos_id: int, eos_id: int, vocab_size: int, mix: config.Mix):
+    def __init__(
+        self,
+        journal: Journal,
+        bos_id: int,
+        eos_id: int,
+        vocab_size: int,
+        mix: config.Mix,
+        real_documents: Sequence[str] = (),
+    ):
         self._journal, self._bos_id, self._eos_id, self._mix = journal, bos_id, eos_id, mix
+        self._number_of = {name: i for i, name in enumerate(real_documents)}
         self._typical = TypicalConfidence(journal, vocab_size)
         self.cursor = 0
         self.dropped: dict[str, Counter[str]] = {DAMAGED: Counter(), ROLLED_BACK: Counter()}
@@ -220,6 +249,10 @@ class SyntheticSource:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.cursor, self._intact = state["cursor"], -1
         self.dropped = {reason: Counter(found) for reason, found in state["dropped"].items()}
+
+    def seed(self, position: int) -> int:
+        """Index of the real document at the begin of its line, among ``real_documents``; NO_GROUP: not there."""
+        return self._number_of.get(self._journal.entry(position).header.seed_id, NO_GROUP)
 
     def first_needed(self, position: int) -> int:
         return self._typical.first_needed(position) if self._mix.confidence == "relative" else position

@@ -26,9 +26,13 @@ from streaming_sbp.training.sources import PairSource, RealSource
 
 @dataclass(frozen=True)
 class TracedPiece:
-    """Tokens ``start : start + length`` of a document, as they stand in a sequence of the batch."""
+    """Tokens ``start : start + length`` of a document, as they stand in a sequence of the batch.
+
+    Those of one ``segment`` of a sequence see each other.
+    """
 
     sequence: int  # row of the batch
+    segment: int  # of the row; several pieces only in a megadocument (`packing.group_by_seed`)
     at: int  # first token in the row
     source: str
     start: int
@@ -84,13 +88,13 @@ def render(past: PastStep, pieces: list[TracedPiece]) -> Table:
     """For a terminal: one line a piece."""
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in past.loss.items() if loss is not None)
     table = Table(title=f"step {past.step} · batch {past.digest} · loss {losses}", box=SIMPLE, title_justify="left")
-    for column in ("row", "tokens", "source", "of the document", "where it came from"):
+    for column in ("row", "segment", "tokens", "source", "of the document", "where it came from"):
         table.add_column(column)
     for piece in pieces:
         origin = ", ".join(f"{key} {value}" for key, value in piece.document.items())
         span = f"{piece.at}..{piece.at + piece.length - 1}"
         part = f"{piece.start}..{piece.start + piece.length - 1}"
-        table.add_row(str(piece.sequence), span, piece.source, part, Text(printable(origin)))
+        table.add_row(str(piece.sequence), str(piece.segment), span, piece.source, part, Text(printable(origin)))
     return table
 
 
@@ -113,6 +117,7 @@ def _repeat(batches: BatchStream, steps: Iterator[PastStep], wanted: int, last: 
 def _pieces(rows: list[Bin], described: Any) -> Iterator[TracedPiece]:
     for sequence, row in enumerate(rows):
         at = 0
-        for piece in row.pieces:
-            yield TracedPiece(sequence, at, piece.source, piece.start, piece.length, described(piece))
-            at += piece.length
+        for segment, pieces in enumerate(row.segments()):
+            for piece in pieces:
+                yield TracedPiece(sequence, segment, at, piece.source, piece.start, piece.length, described(piece))
+                at += piece.length

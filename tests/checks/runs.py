@@ -53,6 +53,7 @@ SETTINGS = [
     "generator.max_copied_span=1.0",
     "stream.capacity_documents=256",
     "stream.dead_after_s=5",
+    "supervisor.background_nice=0",  # the trainer of a busy machine leaves the others their share
     "supervisor.max_restarts=100000",
     "supervisor.backoff_s=0.2",
     "supervisor.max_backoff_s=1",

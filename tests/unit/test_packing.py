@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streaming_sbp import config
 from streaming_sbp.training.mixer import REAL, SYNTHETIC, Mixer
-from streaming_sbp.training.packing import Packer, fullest_subset
+from streaming_sbp.training.packing import NO_GROUP, Packer, fullest_subset
 
 
 def pack(lengths, sequence_tokens, num_open_bins=16, long_documents="split"):
@@ -184,7 +184,7 @@ def test_the_state_of_many_small_documents_is_small_and_quick():
 def test_truncate_keeps_the_beginning_and_counts_the_rest():
     packer = pack([250], 100, long_documents="truncate")
     packer.flush()
-    assert [tuple(piece) for row in packer.closed for piece in row.pieces] == [("real", 0, 0, 100, True)]
+    assert [tuple(piece) for row in packer.closed for piece in row.pieces] == [("real", 0, 0, 100, True, NO_GROUP)]
     assert packer.truncated_tokens == 150
 
 

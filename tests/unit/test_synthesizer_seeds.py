@@ -26,3 +26,11 @@ def test_excluded_documents_are_never_seeds():
     assert Counter(order.document(k) for k in range(24)) == {i: 3 for i in range(10) if i not in (2, 7)}
     with pytest.raises(ValueError, match="got none of 2"):
         SeedOrder(2, seed=0, excluded=[0, 1])
+
+
+def test_a_document_has_several_neighbouring_positions_an_epoch():
+    once, order = SeedOrder(20, seed=1), SeedOrder(20, seed=1, targets_per_seed=3)
+    assert len(order) == 60
+    drawn = [order.document(position) for position in range(130)]
+    assert drawn[:60] == [once.document(k // 3) for k in range(60)]
+    assert drawn[60:120] == [once.document(20 + k // 3) for k in range(60)]
