@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def draw_all(experiment: Experiment, curves: Curves) -> list[Plot]:
     """Every figure for which there are results. Empty without matplotlib."""
     if not AVAILABLE or not curves:
         return []
-    draws = [_loss_over_tokens, _gain_over_tokens, _accuracy_over_tokens, _loss_over_compute, _quality]
+    draws = [_loss_over_tokens, _gain_over_tokens, _accuracy_over_tokens, _loss_over_compute, _quality, _recovery]
     return [drawn for draw in draws if (drawn := draw(experiment, curves)) is not None]
 
 
@@ -108,6 +109,56 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
     axes.set_ylim(0, 102)
     text = "Of the trial documents of each snapshot, also of those that the gate refused; pale: facts not in the seed."
     return to_plot("quality", "How true the synthetic documents are", text, figure)
+
+
+def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
+    """The Bayesian reading of the paper: a seed document speaks of a concept, and what is synthesised speaks of that.
+
+    How well each snapshot recovers it, against what the arm gains over the baseline while the snapshot serves.
+    """
+    baseline = {trial.seed: trial for trial in curves.get(experiment.baseline, ())}
+    figure, axes = figure_and_axes()
+    looks, drawn = _looks(experiment), False
+    for arm, trials in curves.items():
+        found = [p for trial in trials if trial.seed in baseline for p in recovered(trial, baseline[trial.seed])]
+        if not found:
+            continue
+        drawn = True
+        look = looks[arm] | {"ls": looks[arm]["ls"] if len(trials) == 1 else "", "lw": 1.0}
+        facts, gains = [100 * p.facts for p in found], [p.gain for p in found]
+        axes.plot(facts, gains, marker="o", label=experiment.arms[arm].title, **look)
+    if not drawn:
+        return None
+    axes.axhline(0, color=GREY, lw=1)
+    _finish(axes, "facts of the seed's concept that a document states truly (%)", "gain while it serves (nats)")
+    text = (
+        "One point for each published snapshot, in their order. Across: how much of the concept behind the seed "
+        "document its documents recover. Up: best held-out loss so far of tuned repetition, minus the arm's, when the "
+        "next snapshot took over."
+    )
+    return to_plot("recovery", "What the synthesizer recovers, and what its documents bring", text, figure)
+
+
+class Recovered(NamedTuple):
+    """Of one snapshot."""
+
+    facts: float  # share of the facts about its seed's concept that a document states truly
+    gain: float  # nats, of the best losses so far, at the end of its service
+
+
+def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
+    """Of each published snapshot whose truth is known, and whose service has an end within both curves."""
+    served = [s for s in trial.snapshots if s.verdict == "published" and "expressed_fact_share" in s.measures]
+    if not served:
+        return []
+    last = min(trial.end.tokens, baseline.end.tokens)
+    ends = [*(s.at_tokens for s in served[1:]), last]
+    found = []
+    for snapshot, end in zip(served, ends, strict=True):
+        at = np.array([min(end, last)])
+        gain = float((_best_so_far(baseline, at) - _best_so_far(trial, at))[0])
+        found.append(Recovered(snapshot.measures["expressed_fact_share"], gain))
+    return found
 
 
 # --- parts ---

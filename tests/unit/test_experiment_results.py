@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from streaming_sbp.experiment import arms, comparison, results
+from streaming_sbp.experiment import arms, comparison, comparison_plots, results
 from streaming_sbp.experiment.arms import Arm, Experiment, Trial
 from streaming_sbp.experiment.compute import Compute, cost_of_newest_snapshot
-from streaming_sbp.experiment.results import Point, TrialResult
+from streaming_sbp.experiment.results import Point, SnapshotResult, TrialResult
 from tests.unit.run_records import RecordWriter, make_run
 
 EXPERIMENT = Experiment(
@@ -101,6 +101,26 @@ def test_data_efficiency_is_interpolated_in_the_logarithm():
     found = compared(*(trial(arm, 0, [3.0, loss]) for arm, loss in losses.items()), experiment=scaled)
     assert found["sbp"].data_efficiency.mean == pytest.approx(2 * 2**0.5)
     assert found["twice"].data_efficiency.mean == pytest.approx(2.0)
+
+
+def snapshot(version, at_tokens, expressed, verdict="published"):
+    measures = {"expressed_fact_share": expressed, "true_fact_share": 0.9, "true_new_fact_share": 0.1}
+    return SnapshotResult(version, verdict, at_tokens, at_tokens, 100, [], measures)
+
+
+def test_what_a_snapshot_recovers_stands_beside_the_gain_when_the_next_took_over():
+    base = trial("base", 0, [3.0, 2.0, 2.4, 2.6])  # best so far at 2,000 and 3,000: 2.0
+    sbp = replace(
+        trial("sbp", 0, [3.0, 2.2, 1.8, 1.2]),
+        snapshots=[snapshot(1, 1000, 0.5), snapshot(None, 1500, 0.1, "quarantined"), snapshot(2, 2000, 0.7)],
+    )
+    found = comparison_plots.recovered(sbp, base)
+    assert [p.facts for p in found] == [0.5, 0.7]
+    assert [p.gain for p in found] == pytest.approx([0.2, 0.8])
+    assert comparison_plots.recovered(base, base) == []
+    figures = {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base], "sbp": [sbp]})}
+    assert figures >= {"recovery", "quality"}
+    assert "recovery" not in {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base]})}
 
 
 def test_one_line_and_page(tmp_path):
