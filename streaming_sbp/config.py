@@ -67,7 +67,7 @@ class Data(Section):
     heldout_groups_share: Share = 0.1  # of groups; no one trains on them, and their pairs judge the synthesizer
     # The others find neighbourhoods of related documents, and hold out whole ones of them there:
     heldout_neighbourhoods_share: Share = 0.02  # of documents; 0: none, held-out pairs are in the trainer's text
-    difficulty: Literal["tiny", "easy", "medium", "hard"] = "easy"  # of `concepts`: people, facts, phrasings
+    difficulty: Literal["tiny", "small", "easy", "medium", "hard"] = "easy"  # of `concepts`: people, facts, phrasings
     concept_seed: int = 0  # of `concepts`: other people, other documents
     views_per_concept: Positive = 4  # of `concepts`: documents about each person; many more make the oracle
     tokenizer: str = "train"  # "train": a byte-level BPE on the training split; else a Hugging Face path or name

@@ -189,7 +189,7 @@ PINNED_VIEW = (
 
 
 def test_an_unknown_difficulty_lists_the_known():
-    with pytest.raises(ConfigError, match="'simple': expected one of tiny, easy, medium, hard"):
+    with pytest.raises(ConfigError, match="'simple': expected one of tiny, small, easy, medium, hard"):
         World("simple", 0)
 
 

@@ -44,13 +44,14 @@ def make_run(tiny_config, *extra):
 
 def serve(run, until, timeout_s=60.0):
     """Run the tuner until ``until(status)`` holds for its status file, then send it what a signal would."""
-    service = TunerService(run)
+    service, happened = TunerService(run), threading.Event()
 
     def watch():
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             status = read_json(run.roles / "tuner.json")
             if status and status["state"] not in ("starting", "stopped") and until(status):
+                happened.set()
                 break
             time.sleep(0.05)
         service._signals = 1
@@ -66,6 +67,7 @@ def serve(run, until, timeout_s=60.0):
     watcher.join()
     service.health.close()
     assert exit_status == 0
+    assert happened.is_set(), read_json(run.roles / "tuner.json")
     return read_json(run.roles / "tuner.json")
 
 
@@ -123,7 +125,7 @@ def test_the_tuner_waits_for_pairs_and_says_so(run):
 
 def test_checkpoints_become_snapshots_and_a_restart_goes_on_with_the_next(run):
     write_pairs(run)
-    serve(run, waits_for("for a checkpoint"))
+    serve(run, waits_for("for the first checkpoint"))
     write_checkpoint(run, 10, 5000)
     status = serve(run, waits_for("at least 5,001"))
     first = SnapshotStore(run.snapshots).current()
@@ -171,7 +173,7 @@ def test_a_damaged_checkpoint_is_passed_over(run):
     write_pairs(run)
     weights = write_checkpoint(run, 10, 5000) / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    serve(run, waits_for("trained tokens"))
+    serve(run, waits_for("for the first checkpoint"))
     assert snapshot_records(run) == []
     write_checkpoint(run, 20, 6000)
     serve(run, waits_for("at least 6,001"))

@@ -40,7 +40,9 @@ class Difficulty:
 DIFFICULTIES = {
     # For tests and CI: small enough to be learned in a minute.
     "tiny": Difficulty(200, 4, 12, 0, (2, 4), 4, 0, 0.5),
-    # The prototype's: every document is short, and nothing distracts.
+    # Half the people of "easy", so that half the tokens teach as much about each.
+    "small": Difficulty(500, 5, 52, 0, (3, 5), 6, 0, 0.5),
+    # Every document is short, and nothing distracts.
     "easy": Difficulty(1000, 5, 52, 0, (3, 5), 6, 0, 0.5),
     "medium": Difficulty(2000, 6, 52, 1, (3, 6), 12, 1, 0.5),
     "hard": Difficulty(3000, 8, 52, 2, (3, 7), 24, 3, 0.5),
