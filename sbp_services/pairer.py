@@ -12,8 +12,8 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import write_atomically
 from streaming_sbp.pairing.embed import SELF
-from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs, made_from
-from streaming_sbp.pairing.pairs import FIGURE_NAME, MadeFrom, PairTable, delete_table
+from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs
+from streaming_sbp.pairing.pairs import FIGURE_NAME, MadeFrom, PairTable, delete_table, made_from
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
 

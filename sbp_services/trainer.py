@@ -13,8 +13,7 @@ from sbp_services.follower import FollowerService
 from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.pairing.find import made_from
-from streaming_sbp.pairing.pairs import PairTable
+from streaming_sbp.pairing.pairs import PairTable, made_from
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement

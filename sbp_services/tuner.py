@@ -20,8 +20,7 @@ from sbp_services.service import Service, log
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.tokenizer import Tokenizer
-from streaming_sbp.pairing.find import made_from
-from streaming_sbp.pairing.pairs import PairTable
+from streaming_sbp.pairing.pairs import PairTable, made_from
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling

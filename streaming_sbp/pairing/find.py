@@ -36,7 +36,7 @@ from streaming_sbp.pairing.duplicates import find_duplicates
 from streaming_sbp.pairing.embed import make_embedder, stack
 from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
 from streaming_sbp.pairing.index import choose, nearest
-from streaming_sbp.pairing.pairs import MadeFrom, PairTable
+from streaming_sbp.pairing.pairs import PairTable, made_from
 from streaming_sbp.pairing.statistics import Similarities, describe, of_random_pairs
 
 TEXT_BATCH_DOCUMENTS = 256
@@ -64,11 +64,6 @@ class Candidates:
 
     def where(self, mask: np.ndarray) -> Candidates:
         return Candidates(self.seed[mask], self.target[mask], self.similarity[mask])
-
-
-def made_from(dataset: Dataset, settings: config.Pairing, seed: int) -> MadeFrom:
-    """What the table of these arguments will say it was made from."""
-    return MadeFrom(dataset.manifest.digest, {**settings.model_dump(mode="json"), "seed": seed})
 
 
 def find_pairs(

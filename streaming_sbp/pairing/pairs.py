@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streaming_sbp import config
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import fsync_directory, write_json
 
 TABLE_NAME = "pairs.parquet"
@@ -36,6 +38,11 @@ class MadeFrom:
 
     dataset_digest: str = ""
     settings: dict[str, Any] = field(default_factory=dict)  # [pairing] of the configuration, and the seed
+
+
+def made_from(dataset: Dataset, settings: config.Pairing, seed: int) -> MadeFrom:
+    """What the table of these arguments will say it was made from."""
+    return MadeFrom(dataset.manifest.digest, {**settings.model_dump(mode="json"), "seed": seed})
 
 
 @dataclass(frozen=True)

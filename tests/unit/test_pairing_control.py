@@ -10,7 +10,8 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
 from streaming_sbp.pairing.control import random_targets, similarities
 from streaming_sbp.pairing.embed import TfidfEmbedder, stack
-from streaming_sbp.pairing.find import find_pairs, made_from
+from streaming_sbp.pairing.find import find_pairs
+from streaming_sbp.pairing.pairs import made_from
 from streaming_sbp.pairing.truth import agreement
 
 RANDOM = config.Pairing(relation="random")

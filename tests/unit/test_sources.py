@@ -12,8 +12,7 @@ import torch
 from streaming_sbp import config
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.pairing.find import made_from
-from streaming_sbp.pairing.pairs import PairTable
+from streaming_sbp.pairing.pairs import PairTable, made_from
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.shards import AcceptedDocument
 from streaming_sbp.synthesizer import confidence
