@@ -29,7 +29,7 @@ smoke: setup
 	$(BIN)/sbp run --preset smoke --fresh
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=15
 
 # Kill -9 at random moments, then prove that nothing was lost or trained twice. Ends in one JSON line.
 KILLS ?= 100
