@@ -67,8 +67,8 @@ class Batch:
     """One global batch, or the part of it that one rank trains. Tensors are int64 ``[rows, sequence_tokens]``.
 
     ``labels`` are not shifted; the first token of a piece is no target, so that no document predicts another.
-    ``position_ids`` restart at each piece, but within a megadocument (packing.py), which is what masks documents from
-    each other.
+    ``position_ids`` restart at each piece, or at each megadocument (packing.py): that is what masks documents from each
+    other.
     ``source_ids`` index into ``source_names``; padding is -1. ``weights`` (float32) say how much a target counts in the
     loss; where it is 0 there is none.
     """
@@ -217,6 +217,7 @@ class BatchStream:
         Returns the number of tokens dropped: they were mixed, and will not be trained.
         """
         self.sources[source].cursor = cursor
+        self.packer.forget_groups()  # they are numbers of the old corpus' documents
         return self.packer.drop(source)
 
     def _start_if_due(self, decisions: Decisions | None) -> None:

@@ -102,6 +102,10 @@ class Packer:
         seeded = {piece.group for piece in self._waiting if piece.source == REAL}
         return next((piece.group for piece in self._waiting if piece.group not in seeded | {NO_GROUP}), NO_GROUP)
 
+    def forget_groups(self) -> None:
+        """What waits will stand alone."""
+        self._waiting = [piece._replace(group=NO_GROUP) for piece in self._waiting]
+
     def pieces(self) -> Iterator[Piece]:
         """Every piece that waits, alone or in a finished sequence."""
         for packed in self.closed:
@@ -213,8 +217,8 @@ class Packer:
         self.closed.append(Bin(self._sequence_tokens, pieces))
 
 
-def fullest_subset(lengths: Sequence[int], room: int, first: int = 0) -> list[int]:
-    """Indices, ascending from ``first``, of the lengths with the largest sum that is at most ``room``; early ones win.
+def fullest_subset(lengths: Sequence[int], room: int) -> list[int]:
+    """Indices, ascending, of the lengths with the largest sum that is at most ``room``; early ones win.
 
     Bit s of an integer says whether the sum s can be made, so that one shift adds a length to every sum at once.
     """
@@ -222,10 +226,10 @@ def fullest_subset(lengths: Sequence[int], room: int, first: int = 0) -> list[in
     full = 1 << room
     sums = 1
     grown: list[tuple[int, int]] = []  # (index, sums that could be made without it), where it made a new one
-    for i in range(first, len(lengths)):
+    for i, length in enumerate(lengths):
         if sums & full:
             break
-        more = (sums | (sums << lengths[i])) & within
+        more = (sums | (sums << length)) & within
         if more != sums:
             grown.append((i, sums))
             sums = more

@@ -125,6 +125,16 @@ def test_every_synthetic_document_is_trained_once(tiny_config, tmp_path):
     assert sorted(finished + waiting) == list(range(batches.sources[SYNTHETIC].cursor))
 
 
+def test_with_another_corpus_what_waits_stands_alone(tiny_config, tmp_path):
+    """Groups are numbers of documents: of the old corpus."""
+    settings = settings_of(tiny_config, group=True)
+    batches = stream(settings, journal_of(tmp_path, Dataset.open(settings.data.dataset)))
+    batches.next()
+    assert batches.packer.group_without_seed() != NO_GROUP
+    batches.forget_waiting(REAL, 0)
+    assert batches.packer.group_without_seed() == NO_GROUP
+
+
 def test_a_model_sees_the_seed_document_from_its_relative_and_nothing_else(tiny_config, tmp_path):
     settings = settings_of(tiny_config, group=True)
     dataset = Dataset.open(settings.data.dataset)
