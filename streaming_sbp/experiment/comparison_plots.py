@@ -152,13 +152,12 @@ def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
     if not served:
         return []
     last = min(trial.end.tokens, baseline.end.tokens)
-    ends = [*(s.at_tokens for s in served[1:]), last]
-    found = []
-    for snapshot, end in zip(served, ends, strict=True):
-        at = np.array([min(end, last)])
-        gain = float((_best_so_far(baseline, at) - _best_so_far(trial, at))[0])
-        found.append(Recovered(snapshot.measures["expressed_fact_share"], gain))
-    return found
+    ends = np.minimum([*(s.at_tokens for s in served[1:]), last], last)
+    gains = _best_so_far(baseline, ends) - _best_so_far(trial, ends)
+    return [
+        Recovered(snapshot.measures["expressed_fact_share"], float(gain))
+        for snapshot, gain in zip(served, gains, strict=True)
+    ]
 
 
 # --- parts ---

@@ -21,14 +21,15 @@ sequences help, more waiting documents do not.
 
 Documents of one ``group`` (`packing.group_by_seed`: a seed document and its synthetic relatives) that wait at the same
 time go into one sequence, one behind the other, the real one first: a megadocument. They take the place of one document
-in all of the above; of a group longer than a sequence the oldest goes, with those that fit beside it.
+in all of the above; of a group longer than a sequence the oldest goes, with those that fit beside it, and the others
+are next.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,6 +73,15 @@ class Bin:
         return found
 
 
+@dataclass
+class _Unit:
+    """What goes into one sequence: a piece, or what waits of one group, in the order in which it came."""
+
+    group: int
+    pieces: list[Piece]
+    num_tokens: int
+
+
 class Packer:
     """``add`` documents; ``closed`` holds the finished sequences, oldest first."""
 
@@ -79,7 +89,7 @@ class Packer:
         self._waiting_limit = packing.num_open_bins * sequence_tokens
         self._truncate = packing.long_documents == "truncate"
         self._sequence_tokens = sequence_tokens
-        self._waiting: list[Piece] = []  # oldest first
+        self._waiting: list[_Unit] = []  # oldest first
         self._waiting_tokens = 0
         self._packed_tokens: Counter[str] = Counter()  # in sequences so far, by source
         self.closed: deque[Bin] = deque()
@@ -99,45 +109,45 @@ class Packer:
 
     def group_without_seed(self) -> int:
         """The oldest waiting group of which no real document waits; NO_GROUP when there is none."""
-        seeded = {piece.group for piece in self._waiting if piece.source == REAL}
-        return next((piece.group for piece in self._waiting if piece.group not in seeded | {NO_GROUP}), NO_GROUP)
+        for unit in self._waiting:
+            if unit.group != NO_GROUP and all(piece.source != REAL for piece in unit.pieces):
+                return unit.group
+        return NO_GROUP
 
     def forget_groups(self) -> None:
         """What waits will stand alone."""
-        self._waiting = [piece._replace(group=NO_GROUP) for piece in self._waiting]
+        self._wait_anew(piece._replace(group=NO_GROUP) for piece in self._waiting_pieces())
 
     def pieces(self) -> Iterator[Piece]:
         """Every piece that waits, alone or in a finished sequence."""
         for packed in self.closed:
             yield from packed.pieces
-        yield from self._waiting
+        yield from self._waiting_pieces()
 
     def flush(self) -> None:
         """Close sequences until nothing waits. The longest go first: that leaves the fewest sequences."""
-        self._waiting.sort(key=lambda piece: piece.length, reverse=True)
+        self._waiting.sort(key=lambda unit: unit.num_tokens, reverse=True)
         while self._waiting:
             self._close_one()
 
     def drop(self, source: str) -> int:
         """Forget what waits of ``source``; returns how many tokens that is."""
         dropped = sum(piece.length for piece in self.pieces() if piece.source == source)
-        self._waiting = [piece for piece in self._waiting if piece.source != source]
-        self._waiting_tokens = sum(piece.length for piece in self._waiting)
+        self._wait_anew(piece for piece in self._waiting_pieces() if piece.source != source)
         for packed in self.closed:
             packed.pieces = [piece for piece in packed.pieces if piece.source != source]
         return dropped
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "waiting": [list(piece) for piece in self._waiting],
+            "waiting": [list(piece) for piece in self._waiting_pieces()],
             "closed": [[list(piece) for piece in packed.pieces] for packed in self.closed],
             "packed_tokens": dict(self._packed_tokens),
             "truncated_tokens": self.truncated_tokens,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._waiting = [Piece(*piece) for piece in state["waiting"]]
-        self._waiting_tokens = sum(piece.length for piece in self._waiting)
+        self._wait_anew(Piece(*piece) for piece in state["waiting"])
         self.closed = deque(Bin(self._sequence_tokens, [Piece(*piece) for piece in row]) for row in state["closed"])
         self._packed_tokens = Counter(state["packed_tokens"])
         self.truncated_tokens = state["truncated_tokens"]
@@ -146,75 +156,88 @@ class Packer:
         if piece.length == self._sequence_tokens:
             self._close([piece])
             return
-        self._waiting.append(piece)
-        self._waiting_tokens += piece.length
+        self._wait(piece)
         while self._waiting_tokens > self._waiting_limit:
             self._close_one()
 
+    def _wait(self, piece: Piece) -> None:
+        self._waiting_tokens += piece.length
+        if piece.group != NO_GROUP:
+            for unit in self._waiting:
+                if unit.group == piece.group:
+                    unit.pieces.append(piece)
+                    unit.num_tokens += piece.length
+                    return
+        self._waiting.append(_Unit(piece.group, [piece], piece.length))
+
+    def _wait_anew(self, pieces: Iterable[Piece]) -> None:
+        """These, and nothing else."""
+        kept = list(pieces)
+        self._waiting, self._waiting_tokens = [], 0
+        for piece in kept:
+            self._wait(piece)
+
+    def _waiting_pieces(self) -> Iterator[Piece]:
+        for unit in self._waiting:
+            yield from unit.pieces
+
     def _close_one(self) -> None:
-        oldest, *others = self._units()
-        units = [self._that_fit(oldest)]
-        others = self._in_turn(others)
-        room = self._sequence_tokens - self._num_tokens(units[0])
-        for candidates in ([u for u in others if not self._is_young(u)], [u for u in others if self._is_young(u)]):
-            found = [candidates[k] for k in fullest_subset([self._num_tokens(u) for u in candidates], room)]
-            room -= sum(map(self._num_tokens, found))
-            units += found
-        chosen = [i for unit in sorted(units, key=min) for i in unit]
-        pieces = [self._waiting[i] for i in chosen]
-        for i in sorted(chosen, reverse=True):
-            del self._waiting[i]
+        ahead = self._tokens_ahead()
+        oldest, *others = self._waiting
+        pieces, rest = self._that_fit(oldest)
+        room = self._sequence_tokens - sum(piece.length for piece in pieces)
+        # A group of which more may come fills up a sequence only where nothing else does.
+        young = {k for k, unit in enumerate(others) if unit.group != NO_GROUP and 2 * k >= len(others)}
+        chosen: set[int] = set()
+        for candidates in ([k for k in range(len(others)) if k not in young], sorted(young)):
+            if ahead:
+                candidates.sort(key=lambda k: ahead[others[k].pieces[0].source])
+            found = fullest_subset([others[k].num_tokens for k in candidates], room)
+            chosen.update(candidates[i] for i in found)
+            room -= sum(others[candidates[i]].num_tokens for i in found)
+        self._waiting = rest + [unit for k, unit in enumerate(others) if k not in chosen]
+        for k in sorted(chosen):
+            pieces += _real_first(others[k].pieces)
         self._waiting_tokens -= sum(piece.length for piece in pieces)
         self._close(pieces)
 
-    def _units(self) -> list[list[int]]:
-        """Indices of what waits, those of a group together, the real one first; by the age of the oldest of each."""
-        units: dict[int, list[int]] = {}
-        for i, piece in enumerate(self._waiting):
-            units.setdefault(piece.group if piece.group != NO_GROUP else NO_GROUP - 1 - i, []).append(i)
-        return [sorted(unit, key=lambda i: (self._waiting[i].source != REAL, i)) for unit in units.values()]
+    def _that_fit(self, unit: _Unit) -> tuple[list[Piece], list[_Unit]]:
+        """Of a unit, the pieces that fit into one sequence, the oldest among them for certain, and what is left."""
+        if unit.num_tokens <= self._sequence_tokens:
+            return _real_first(unit.pieces), []
+        oldest, *others = unit.pieces
+        fitting, left, room = [oldest], [], self._sequence_tokens - oldest.length
+        for piece in _real_first(others):
+            if piece.length <= room:
+                fitting.append(piece)
+                room -= piece.length
+            else:
+                left.append(piece)
+        return _real_first(fitting), [_Unit(unit.group, left, sum(piece.length for piece in left))]
 
-    def _is_young(self, unit: list[int]) -> bool:
-        """A group of which more may come: it fills up a sequence only where nothing else does."""
-        return self._waiting[unit[0]].group != NO_GROUP and 2 * min(unit) > len(self._waiting)
+    def _tokens_ahead(self) -> dict[str, float]:
+        """By source, how much more is in sequences than its part of all that came.
 
-    def _num_tokens(self, unit: list[int]) -> int:
-        return sum(self._waiting[i].length for i in unit)
-
-    def _that_fit(self, unit: list[int]) -> list[int]:
-        """Of a group, those that fit into one sequence: its oldest for certain."""
-        oldest = min(unit)
-        room = self._sequence_tokens - self._waiting[oldest].length
-        fitting = {oldest}
-        for i in unit:
-            if i != oldest and self._waiting[i].length <= room:
-                room -= self._waiting[i].length
-                fitting.add(i)
-        return [i for i in unit if i in fitting]
-
-    def _in_turn(self, units: list[list[int]]) -> list[list[int]]:
-        """First the source that is furthest behind, then what is older.
-
-        A source is behind when it has less in sequences than its part of all that came; by half a sequence or less,
-        only age counts.
+        What is behind goes first, a group as its oldest document does. Empty while none is ahead by more than half a
+        sequence: then only age counts.
         """
         came = self._packed_tokens.copy()
-        for piece in self._waiting:
-            came[piece.source] += piece.length
+        for unit in self._waiting:
+            for piece in unit.pieces:
+                came[piece.source] += piece.length
         part = self._packed_tokens.total() / came.total()
         ahead = {source: self._packed_tokens[source] - part * tokens for source, tokens in came.items()}
-        if max(ahead.values()) <= self._sequence_tokens / 2:
-            return units
-
-        def mean_ahead(unit: list[int]) -> float:
-            return sum(ahead[self._waiting[i].source] for i in unit) / len(unit)
-
-        return sorted(units, key=mean_ahead)
+        return ahead if max(ahead.values()) > self._sequence_tokens / 2 else {}
 
     def _close(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             self._packed_tokens[piece.source] += piece.length
         self.closed.append(Bin(self._sequence_tokens, pieces))
+
+
+def _real_first(pieces: list[Piece]) -> list[Piece]:
+    """In the order in which they came but for that."""
+    return sorted(pieces, key=lambda piece: piece.source != REAL) if len(pieces) > 1 else list(pieces)
 
 
 def fullest_subset(lengths: Sequence[int], room: int) -> list[int]:

@@ -72,7 +72,6 @@ class Reshuffled:
     def __init__(self, size: int, seed: int):
         self._size, self._seed = size, seed
         self._order = lru_cache(maxsize=2)(self._shuffled)
-        self._places = lru_cache(maxsize=1)(lambda epoch: np.argsort(self._order(epoch)))
         self.cursor = 0
 
     @property
@@ -121,6 +120,7 @@ class RealSource(Reshuffled):
             raise ValueError("the training split holds no document; ingest more text or lower data.heldout_share")
         super().__init__(len(split), seed)
         self._split, self._bos_id, self._eos_id = split, bos_id, eos_id
+        self._places = lru_cache(maxsize=1)(lambda epoch: np.argsort(self._order(epoch)))
         self._num_taken = 0
 
     @property

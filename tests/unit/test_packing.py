@@ -70,6 +70,7 @@ def test_the_fullest_subset_is_that_of_a_search_through_all(lengths, room):
     found = fullest_subset(lengths, room)
     assert sum(lengths[i] for i in found) == best
     assert found == sorted(set(found))
+    assert set(found) <= set(allowed)
 
 
 @pytest.mark.parametrize("lengths", [exponential, lognormal, uniform])
