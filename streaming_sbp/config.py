@@ -26,6 +26,7 @@ from pydantic import (
 from streaming_sbp.telemetry.catalogue import MAX_DEPTH
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -101,7 +102,7 @@ class Model(Section):
     max_position_embeddings: Positive = 1024  # longest sequence trained or generated
     rope_theta: PositiveFloat = 10000.0  # base of the rotary embedding; raise for long contexts
     tie_word_embeddings: bool = True  # input and output embeddings share weights: fewer parameters for small models
-    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # while training, against overfitting
+    attention_dropout: Fraction = 0.0  # of attention weights, while training; for the rest see training.dropout
     config: str = ""  # a Hugging Face config folder or name instead of the fields above
 
 
@@ -115,6 +116,7 @@ class Training(Section):
     warmup_tokens: Annotated[int, Field(ge=0)] = 200_000  # linear warm-up, against early divergence
     decay_share: Share = 0.2  # last part of the run, in which the rate falls linearly (warmup-stable-decay)
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1  # on matrices, not on norms
+    dropout: Fraction = 0.0  # of embeddings, and of what attention and MLP add; where real text repeats often
     beta1: Share = 0.9  # AdamW, first moment
     beta2: Share = 0.95  # AdamW, second moment; lower for noisy, small batches
     gradient_clip: PositiveFloat = 1.0  # global L2 norm
@@ -191,6 +193,7 @@ class Synthesizer(Section):
     learning_rate: PositiveFloat = 1e-3  # peak of a tuning; it decays to zero over the budget
     warmup_steps: Annotated[int, Field(ge=0)] = 10  # optimizer steps
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1  # on matrices, not on norms
+    dropout: Fraction = 0.0  # as training.dropout; few pairs are soon known by heart, and then it recites
     evaluate_every_steps: Positive = 20  # held-out pair loss is measured this often
     patience: Positive = 3  # evaluations without a better held-out pair loss before tuning stops
     heldout_pairs: Positive = 128  # pairs of held-out neighbourhoods, always the same

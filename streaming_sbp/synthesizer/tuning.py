@@ -19,6 +19,7 @@ from streaming_sbp import config
 from streaming_sbp.config import Config
 from streaming_sbp.synthesizer.prompt import Pairs
 from streaming_sbp.training.batches import IGNORED, Batch, collate
+from streaming_sbp.training.dropout import add_dropout
 from streaming_sbp.training.mixer import PAIRS
 from streaming_sbp.training.model import token_losses
 from streaming_sbp.training.optim import build_optimizer, set_learning_rate
@@ -107,6 +108,8 @@ def tune(
     if not budget(settings):
         model.eval()
         return
+    torch.manual_seed(config.run.seed)  # of dropout
+    add_dropout(model, settings.dropout)
     model.train()
     tuned_tokens = 0
     for step, batch in enumerate(pair_batches(pairs, settings, pad_id, config.run.seed), start=1):

@@ -14,6 +14,7 @@ from streaming_sbp.pairing.pairs import PairTable
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.synthesizer.prompt import Prompter, training_pairs
 from streaming_sbp.training.batches import BatchStream
+from streaming_sbp.training.dropout import add_dropout
 from streaming_sbp.training.loop import PhaseClock, Trainer
 from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC, Mixer
 from streaming_sbp.training.model import build_model
@@ -55,6 +56,7 @@ def build_trainer(
 ) -> Trainer:
     transformers_logging.disable_progress_bar()  # a bar for each checkpoint that is written
     model = build_model(settings.model, dataset.tokenizer(), settings.run.seed)
+    add_dropout(model, settings.training.dropout)
     batches = build_batches(settings, dataset, journal, pairs)
     return Trainer(model, batches, journal, settings.training, device, clock, world)
 
