@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from streaming_sbp import config
 from streaming_sbp.config import Config, ConfigError
@@ -16,6 +17,7 @@ from streaming_sbp.telemetry.catalogue import PHASES
 from streaming_sbp.telemetry.metrics import Metrics
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, newest_checkpoint
+from streaming_sbp.training.dropout import add_dropout
 from streaming_sbp.training.evaluation import HeldoutSet
 from streaming_sbp.training.loop import NonFiniteLoss, PhaseClock, Trainer
 from streaming_sbp.training.mixer import REAL
@@ -90,14 +92,15 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tiny_config, tmp_pat
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
-def test_resume_is_bit_identical(tiny_config, tmp_path, device):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resume_is_bit_identical(dropout, tiny_config, tmp_path, device):
     """Three saves and resumes, across an epoch boundary, against one uninterrupted run: batches and losses."""
 
     def steps(trainer: Trainer, count: int) -> list[tuple[str, float]]:
         done = [trainer.step() for _ in range(count)]
         return [(step.batch.digest(), step.losses[REAL]) for step in done]
 
-    whole = make_trainer(tiny_config, tmp_path / "journal", device)
+    whole = make_trainer(tiny_config, tmp_path / "journal", device, dropout=dropout)
     expected = steps(whole, 80)
     assert whole.batches.sources[REAL].epochs > 1
     store = CheckpointStore(
@@ -105,7 +108,7 @@ def test_resume_is_bit_identical(tiny_config, tmp_path, device):
     )
     found: list[tuple[str, float]] = []
     for _ in range(4):
-        trainer = make_trainer(tiny_config, tmp_path / "journal", device)
+        trainer = make_trainer(tiny_config, tmp_path / "journal", device, dropout=dropout)
         loaded = store.load_newest(trainer.model, trainer.optimizer)
         assert (loaded is None) == (not found)
         if loaded:
@@ -273,12 +276,49 @@ def test_bf16_only_where_the_processor_multiplies_it(monkeypatch, instructions, 
     assert choose_precision("fp32", CPU) == "fp32"
 
 
-def test_attention_dropout_changes_training_and_not_evaluation(tiny_config, tmp_path):
-    model = tiny_config.model.model_copy(update={"attention_dropout": 0.5})
-    trainer = make_trainer(tiny_config.model_copy(update={"model": model}), tmp_path / "journal")
+@pytest.mark.parametrize(("section", "name"), [("model", "attention_dropout"), ("training", "dropout")])
+def test_dropout_changes_training_and_not_evaluation(section, name, tiny_config, tmp_path):
+    changed = getattr(tiny_config, section).model_copy(update={name: 0.5})
+    trainer = make_trainer(tiny_config.model_copy(update={section: changed}), tmp_path / "journal")
     batch = trainer.batches.next()
     first, second = (token_losses(trainer.model, batch, CPU, "fp32") for _ in range(2))
     assert not torch.equal(first, second)
     trainer.model.eval()
     first, second = (token_losses(trainer.model, batch, CPU, "fp32") for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_dropout_falls_on_embeddings_and_on_what_each_sublayer_adds(family, tiny_config):
+    tokenizer = Dataset.open(tiny_config.data.dataset).tokenizer()
+    model = build_model(tiny_config.model.model_copy(update={"family": family}), tokenizer, seed=0)
+    zeros: list[float] = []
+    layers = [layer for block in model.model.layers for layer in (block.self_attn, block.mlp)]
+    add_dropout(model, 0.25)
+    for module in [model.get_input_embeddings(), *layers]:
+        module.register_forward_hook(
+            lambda _, __, out: zeros.append(float(((out[0] if isinstance(out, tuple) else out) == 0.0).float().mean()))
+        )
+    ids = torch.arange(200)[None] % tokenizer.vocab_size
+    model.train()(input_ids=ids)
+    assert zeros == pytest.approx([0.25] * (1 + len(layers)), abs=0.03)
+    zeros.clear()
+    model.eval()(input_ids=ids)
+    assert max(zeros) < 0.01
+
+
+def test_a_model_with_dropout_of_its_own_gets_the_share_there():
+    sizes = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    own = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert {module.p for module in own} == {0.1}
+    add_dropout(model, 0.0)
+    assert {module.p for module in own} == {0.1}
+    add_dropout(model, 0.3)
+    assert {module.p for module in own} == {0.3}
+
+
+def test_dropout_for_a_model_without_a_place_for_it_says_so():
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    with pytest.raises(ConfigError, match=r"dropout = 0\.1: MambaForCausalLM has no dropout layers.*set dropout to 0"):
+        add_dropout(MambaForCausalLM(MambaConfig(**sizes)), 0.1)
