@@ -7,6 +7,7 @@ A TOML file, shipped (`streaming_sbp/experiment/presets`) or the user's own:
     main, control                names of the arm that it is about, and of the one that must not do as well
     [config.SECTION]             settings of all arms
     [scales.NAME]                seeds, arms; [scales.NAME.config.SECTION] on top
+      grid                       in the place of the baseline's
     [arms.NAME]                  title; [arms.NAME.config.SECTION] on top of that
       grid                       {"section.key" = [values]}: tried with the first seed, the best held-out loss is kept
       snapshot_of                an arm whose newest snapshot is given to this one (`synthesizer.mode = "given"`)
@@ -153,7 +154,7 @@ def load(
     not 0 or empty; ``overrides``, ``section.key=value``, are settings of all arms. Raises ConfigError.
     """
     tree = _read(experiment)
-    _check_keys(experiment, tree, {"title", *ROLES, "config", "scales", "arms"})
+    _check_keys(experiment, tree, {"title", *ROLES, "config", "scales", "arms"}, {"config"})
     name = Path(experiment).stem
     for role in ROLES:
         if tree[role] not in tree["arms"]:
@@ -161,7 +162,9 @@ def load(
     if scale not in tree["scales"]:
         raise ConfigError(f"{name}: scale {scale!r}: expected one of {', '.join(tree['scales'])}")
     chosen = tree["scales"][scale]
-    _check_keys(f"{name}, scale {scale}", chosen, {"seeds", "arms", "config"})
+    _check_keys(f"{name}, scale {scale}", chosen, {"seeds", "arms", "config", "grid"}, {"config", "grid"})
+    if "grid" in chosen:
+        tree["arms"][tree["baseline"]]["grid"] = chosen["grid"]
     wanted = only or tuple(chosen["arms"])
     wanted = tuple(dict.fromkeys((tree["baseline"], tree["oracle"], *wanted)))
     if unknown := [arm for arm in wanted if arm not in tree["arms"]]:
@@ -185,9 +188,8 @@ def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def _arm(experiment: str, name: str, tree: Mapping[str, Any], common: Tree) -> Arm:
-    _check_keys(
-        f"{experiment}, arm {name}", tree, {"title", "config", "grid", "snapshot_of", "times_real_text"}, {"title"}
-    )
+    optional = {"config", "grid", "snapshot_of", "times_real_text"}
+    _check_keys(f"{experiment}, arm {name}", tree, {"title"} | optional, optional)
     return Arm(
         name,
         tree["title"],
@@ -206,9 +208,8 @@ def _read(experiment: str) -> dict[str, Any]:
     return configuration.read_preset(experiment, PRESETS)
 
 
-def _check_keys(where: str, tree: Mapping[str, Any], known: set[str], needed: set[str] | None = None) -> None:
-    needed = known - {"config"} if needed is None else needed
+def _check_keys(where: str, tree: Mapping[str, Any], known: set[str], optional: set[str]) -> None:
     if unknown := set(tree) - known:
         raise ConfigError(f"{where}: unknown {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
-    if missing := needed - set(tree):
+    if missing := known - optional - set(tree):
         raise ConfigError(f"{where}: expected {', '.join(sorted(missing))}")

@@ -29,7 +29,8 @@ def test_arms_differ_only_where_they_say():
         (section, key) for section in online for key in online[section] if online[section][key] != random[section][key]
     }
     assert differing == {("run", "dir"), ("pairing", "relation"), ("gate", "min_relatedness_ratio")}
-    assert trees["repetition"]["training"] | {"weight_decay": 0} == online["training"] | {"weight_decay": 0}
+    tuned = {"weight_decay": 0, "dropout": 0}
+    assert trees["repetition"]["training"] | tuned == online["training"] | tuned
 
 
 def test_all_arms_of_a_seed_have_one_tokenizer_and_one_world():
@@ -46,12 +47,20 @@ def test_all_arms_of_a_seed_have_one_tokenizer_and_one_world():
 
 
 def test_grid_and_folders():
-    found = arms.load("concepts", "small")
+    found = arms.load("concepts", "full")
     trials = found.trials("repetition", 2)
-    decays = [found.run_config(trial, OUT).training.weight_decay for trial in trials]
-    assert decays == found.arms["repetition"].grid["training.weight_decay"]
+    training = [found.run_config(trial, OUT).training for trial in trials]
+    assert [(t.weight_decay, t.dropout) for t in training] == [(w, d) for w in (0.3, 1.0) for d in (0.0, 0.1, 0.2, 0.3)]
     assert len({trial.folder for trial in trials}) == len(trials)
     assert all(found.run_config(trial, OUT).run.seed == 2 for trial in trials)
+
+
+def test_a_scale_has_a_grid_of_its_own(tmp_path):
+    text = OWN.replace("[scales.small]", '[scales.small]\ngrid = { "training.weight_decay" = [2.0] }')
+    assert [trial.point for trial in arms.load(write(tmp_path, text)).trials("a", 0)] == [
+        (("training.weight_decay", 2.0),)
+    ]
+    assert [trial.point for trial in arms.load(write(tmp_path, OWN)).trials("a", 0)] == [()]
 
 
 def test_seeds_arms_and_overrides_take_the_place_of_the_scale():
