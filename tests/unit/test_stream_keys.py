@@ -84,12 +84,15 @@ def test_an_unlisted_generator_is_refused_and_told_what_to_copy(trainer, folder,
     generator.close(0.0)
 
 
-def test_a_generator_without_keys_is_refused(trainer):
+def test_a_generator_without_keys_is_refused_or_warned(trainer, caplog):
     generator = sender(trainer, "")
-    with pytest.raises(StreamRefused, match="only one end has keys"):
-        poll_until(lambda: False, generator)
+    try:  # which end sees it first is chance
+        poll_until(lambda: "it has stream.keys and there are none here" in caplog.text, generator)
+    except StreamRefused as refused:
+        assert "only one end has keys" in str(refused)  # noqa: PT017
     generator.close(0.0)
     assert trainer.receiver.sessions()[0] == []
+    assert generator.credit == 0
 
 
 def test_the_key_of_another_trainer_is_counted_there_and_warned_of_here(trainer, folder, tmp_path, caplog):
