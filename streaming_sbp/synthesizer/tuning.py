@@ -109,7 +109,7 @@ def tune(
         model.eval()
         return
     torch.manual_seed(config.run.seed)  # of dropout
-    add_dropout(model, settings.dropout)
+    add_dropout(model, settings.dropout, "synthesizer.dropout")
     model.train()
     tuned_tokens = 0
     for step, batch in enumerate(pair_batches(pairs, settings, pad_id, config.run.seed), start=1):

@@ -56,7 +56,7 @@ def build_trainer(
 ) -> Trainer:
     transformers_logging.disable_progress_bar()  # a bar for each checkpoint that is written
     model = build_model(settings.model, dataset.tokenizer(), settings.run.seed)
-    add_dropout(model, settings.training.dropout)
+    add_dropout(model, settings.training.dropout, "training.dropout")
     batches = build_batches(settings, dataset, journal, pairs)
     return Trainer(model, batches, journal, settings.training, device, clock, world)
 

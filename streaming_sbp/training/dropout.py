@@ -17,10 +17,11 @@ from streaming_sbp.config import ConfigError
 SUBLAYERS = ("self_attn", "mlp")  # what adds to the residual stream, in the models of Hugging Face without dropout
 
 
-def add_dropout(model: PreTrainedModel, share: float) -> None:
+def add_dropout(model: PreTrainedModel, share: float, setting: str) -> None:
     """Drop ``share`` of the activations from now on, while ``model`` is in training mode; 0 leaves it as it is.
 
     A model with dropout layers of its own (GPT-2, OPT) gets ``share`` there instead. Call it once for a model.
+    ``setting``: the name of ``share`` in the configuration, for the error.
     Raises ConfigError when the model has neither those nor the usual sublayers.
     """
     if not share:
@@ -33,8 +34,8 @@ def add_dropout(model: PreTrainedModel, share: float) -> None:
     places = [module for name, module in model.named_modules() if name.rpartition(".")[2] in SUBLAYERS]
     if not places:
         raise ConfigError(
-            f"dropout = {share:g}: {type(model).__name__} has no dropout layers and none of {', '.join(SUBLAYERS)}; "
-            "expected either, set dropout to 0"
+            f"{setting} = {share:g}: {type(model).__name__} has no dropout layers and none of {', '.join(SUBLAYERS)}; "
+            "expected either; set it to 0"
         )
 
     def drop(module: nn.Module, _: Any, output: Any) -> Any:

@@ -294,7 +294,7 @@ def test_dropout_falls_on_embeddings_and_on_what_each_sublayer_adds(family, tiny
     model = build_model(tiny_config.model.model_copy(update={"family": family}), tokenizer, seed=0)
     zeros: list[float] = []
     layers = [layer for block in model.model.layers for layer in (block.self_attn, block.mlp)]
-    add_dropout(model, 0.25)
+    add_dropout(model, 0.25, "training.dropout")
     for module in [model.get_input_embeddings(), *layers]:
         module.register_forward_hook(
             lambda _, __, out: zeros.append(float(((out[0] if isinstance(out, tuple) else out) == 0.0).float().mean()))
@@ -312,13 +312,13 @@ def test_a_model_with_dropout_of_its_own_gets_the_share_there():
     model = GPT2LMHeadModel(GPT2Config(**sizes))
     own = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert {module.p for module in own} == {0.1}
-    add_dropout(model, 0.0)
+    add_dropout(model, 0.0, "training.dropout")
     assert {module.p for module in own} == {0.1}
-    add_dropout(model, 0.3)
+    add_dropout(model, 0.3, "training.dropout")
     assert {module.p for module in own} == {0.3}
 
 
 def test_dropout_for_a_model_without_a_place_for_it_says_so():
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
-    with pytest.raises(ConfigError, match=r"dropout = 0\.1: MambaForCausalLM has no dropout layers.*set dropout to 0"):
-        add_dropout(MambaForCausalLM(MambaConfig(**sizes)), 0.1)
+    with pytest.raises(ConfigError, match=r"training\.dropout = 0\.1: MambaForCausalLM has no dropout layers"):
+        add_dropout(MambaForCausalLM(MambaConfig(**sizes)), 0.1, "training.dropout")
