@@ -119,7 +119,8 @@ def experiment(
     name: Annotated[str, typer.Argument(help="A shipped experiment (concepts, pydocs), or a TOML file.")],
     overrides: Overrides = None,
     scale: Annotated[
-        str, typer.Option("--scale", help="tiny, small or full; how many arms, seeds and tokens.")
+        str,
+        typer.Option("--scale", help="One of the experiment's, as tiny, small, full: how many arms, seeds and tokens."),
     ] = "small",
     seeds: Annotated[int, typer.Option("--seeds", min=0, help="0: as many as the scale says.")] = 0,
     arms: Annotated[
