@@ -193,8 +193,9 @@ class Sender:
             )
         if "no_detail" in events and time.monotonic() - self._warned_at >= WARN_EVERY_S:
             self._warned_at = time.monotonic()
-            why = f"{keys.TRAINER}.key here is not its own, or it has no stream.keys"
-            if self._credentials is None:
+            if self._credentials:
+                why = f"{keys.TRAINER}.key here is not its own, or it has no stream.keys"
+            else:
                 why = "it has stream.keys and there are none here"
             log.warning(
                 "the trainer at %s closes the connection during the handshake; unless it is just ending, "

@@ -320,5 +320,6 @@ def test_a_model_with_dropout_of_its_own_gets_the_share_there():
 
 def test_dropout_for_a_model_without_a_place_for_it_says_so():
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
-    with pytest.raises(ConfigError, match=r"training\.dropout = 0\.1: MambaForCausalLM has no dropout layers"):
+    message = r"training\.dropout = 0\.1: MambaForCausalLM has no dropout layers.*set it to 0"
+    with pytest.raises(ConfigError, match=message):
         add_dropout(MambaForCausalLM(MambaConfig(**sizes)), 0.1, "training.dropout")
