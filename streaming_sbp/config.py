@@ -152,6 +152,13 @@ class Mix(Section):
     pair_share: Share = 0.0  # share of trained tokens in related real documents, d1 <sep> d2; see synthesizer.mode
     pair_loss: Literal["target", "both"] = "target"  # of such a pair, the second document is learnt, or both are
 
+    @property
+    def largest_synthetic_share(self) -> float:
+        """At any time of the schedule."""
+        if self.schedule == "steps":
+            return max((step.share for step in self.steps), default=0.0)
+        return max(self.initial_share, self.synthetic_share)
+
 
 class Packing(Section):
     # Documents wait for others that fill a sequence with them: in all, as many tokens as this many sequences hold.
@@ -339,6 +346,12 @@ class Config(Section):
             raise ValueError(
                 f'synthesizer.mode = "{mode}", mix.pair_share = {pair_share:g}: expected "joint" (or "off") exactly '
                 "when the trainer learns pairs (mix.pair_share above 0)"
+            )
+        if pair_share + self.mix.largest_synthetic_share > 1.0 + 1e-9:
+            raise ValueError(
+                f"mix: shares of pairs and of synthetic text, got {pair_share:g} and up to "
+                f"{self.mix.largest_synthetic_share:g}: expected a sum of at most 1; lower mix.synthetic_share or "
+                "mix.pair_share"
             )
         if self.mix.start_by_tokens and self.mix.starvation_policy != "wait":
             raise ValueError(

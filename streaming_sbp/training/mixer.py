@@ -249,10 +249,9 @@ _BISECTIONS = 60
 def _check_shares(mix: config.Mix, extra_shares: Mapping[str, float]) -> None:
     if reserved := {REAL, SYNTHETIC} & set(extra_shares):
         raise ValueError(f"extra shares: got one for {sorted(reserved)}, whose shares are those of the schedule")
-    shares = [step.share for step in mix.steps] if mix.schedule == "steps" else [mix.initial_share, mix.synthetic_share]
-    total = max(shares, default=0.0) + sum(extra_shares.values())
+    total = mix.largest_synthetic_share + sum(extra_shares.values())
     if min(extra_shares.values(), default=0.0) < 0 or total > 1.0 + 1e-9:
         raise ValueError(
             f"shares of {sorted(extra_shares)} and synthetic text: got {dict(extra_shares)} and up to "
-            f"{max(shares, default=0.0)}, expected a sum of at most 1; lower mix.synthetic_share"
+            f"{mix.largest_synthetic_share}, expected a sum of at most 1; lower mix.synthetic_share"
         )

@@ -32,6 +32,25 @@ def test_wrong_settings_say_what_was_expected(override, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", ["joint", "off"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"synthetic_share": 0.5},
+        {"schedule": "ramp", "initial_share": 0.5, "synthetic_share": 0.1, "ramp_tokens": 9},
+        {"schedule": "steps", "steps": [{"tokens": 0, "share": 0.5}, {"tokens": 9, "share": 0.1}]},
+    ],
+)
+def test_pairs_and_synthetic_text_must_fit_into_the_mix(mode, schedule):
+    """Before a run starts, not when its trainer does."""
+    settings = {"training": {"sequence_tokens": 512}, "model": {"max_position_embeddings": 512}}
+    settings |= {"synthesizer": {"mode": mode}, "mix": {"pair_share": 0.6, **schedule}}
+    with pytest.raises(ConfigError, match=r"got 0\.6 and up to 0\.5: expected a sum of at most 1"):
+        config.build(settings)
+    settings["mix"]["pair_share"] = 0.5
+    assert config.build(settings).mix.largest_synthetic_share == 0.5
+
+
 def test_every_wrong_key_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
         config.load(overrides=["mix.a=1", "stream.b=2"])

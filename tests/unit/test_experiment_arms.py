@@ -13,7 +13,7 @@ OUT = Path("somewhere")
 
 @pytest.mark.parametrize("name", arms.names())
 def test_every_trial_of_every_shipped_experiment_is_a_configuration(name):
-    for scale in ("tiny", "small", "full"):
+    for scale in configuration.read_preset(name, arms.PRESETS)["scales"]:
         arms.load(name, scale).check(OUT)
     every = tuple(configuration.read_preset(name, arms.PRESETS)["arms"])
     found = arms.load(name, "full", only=every)
