@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ if AVAILABLE:
 # Okabe and Ito's palette without its yellow, in an order that keeps neighbours apart; then again, dashed.
 COLOURS = ("#0072B2", "#000000", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", ":")
+LEGEND_COLUMNS = 28  # longer titles are wrapped, or the legend leaves the axes no room
 GRID_POINTS = 60
 
 Curves = Mapping[str, Sequence[TrialResult]]  # by arm, the seeds of the point that was chosen
@@ -39,7 +41,7 @@ def _loss_over_tokens(experiment: Experiment, curves: Curves) -> Plot:
 
 
 def _loss_over_compute(experiment: Experiment, curves: Curves) -> Plot:
-    x = "total compute, in trained tokens: tuning and sampling counted"
+    x = "tokens trained, tuned and sampled"
     figure = _losses(experiment, curves, lambda point: point.compute_tokens, x)
     text = "The same losses over everything that was spent. A sampled token counts a third of a trained one."
     return to_plot("loss-compute", "Held-out loss over total compute", text, figure)
@@ -203,4 +205,6 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    lines, titles = axes.get_legend_handles_labels()
+    titles = [textwrap.fill(title, LEGEND_COLUMNS) for title in titles]
+    axes.legend(lines, titles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
