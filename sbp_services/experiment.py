@@ -1,13 +1,15 @@
 """`sbp experiment`: runs every trial as `sbp run` does, several at once where cores allow, and compares what came out.
 
 Resumable: a trial whose run is done is only read again, one that was cut short goes on from its checkpoint. What
-results.json holds as done is not run again either, so runs can be deleted, or come from another machine.
+results.json holds as done is not run again either, so runs can be deleted, or come from another machine. A trial that
+fails is named, and those that do not need it go on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,14 +25,13 @@ from rich.markup import escape
 from sbp_services.service import set_up_process
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
-from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
 from streaming_sbp.experiment import arms, comparison, results
 from streaming_sbp.experiment.arms import Experiment, Trial
 from streaming_sbp.experiment.compute import cost_of_newest_snapshot
 from streaming_sbp.experiment.results import TrialResult
 from streaming_sbp.files import write_atomically
-from streaming_sbp.rundir import RunDir
+from streaming_sbp.rundir import RunDir, lock
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.text import duration, quantity
@@ -38,6 +39,7 @@ from streaming_sbp.telemetry.text import duration, quantity
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
 STOP_TIMEOUT_S = 120.0
+COMMAND = shlex.join(["sbp", *sys.argv[1:]])
 
 
 @dataclass
@@ -65,6 +67,7 @@ class ExperimentRunner:
         self._console = Console(soft_wrap=True, highlight=False)
         self._found: dict[Trial, TrialResult] = {}
         self._recorded: dict[Trial, TrialResult] = {}  # by an earlier call
+        self._failed: dict[Trial, str] = {}  # why
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
         self._stopping = False
@@ -72,9 +75,21 @@ class ExperimentRunner:
     def run(self) -> int:
         """Returns the exit status: 0 when all trials are done."""
         self.experiment.check(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            held = lock(self.out / ".lock", f"{self.out}: another `sbp experiment`", "this folder", "another --out")
+        except OSError as error:
+            raise ConfigError(f"--out {self.out}: cannot be written: {error}; choose another folder") from None
+        try:
+            return self._run()
+        finally:
+            os.close(held)
+
+    def _run(self) -> int:
         self._recorded = results.load_trials(self.out / "results.json")
         self._say(f"{self.experiment.title}: {len(self.experiment.arms)} arms, seeds {self.experiment.num_seeds}")
+        for key, names in self.experiment.own_settings.items():
+            self._say(f"{key}: not for {', '.join(names)}, which has its own")
         with self._signals():
             for seed in range(self.experiment.num_seeds):
                 self._run_seed(seed)
@@ -103,7 +118,10 @@ class ExperimentRunner:
         trials = self.experiment.trials(arm, seed)
         if seed == 0 or len(trials) == 1:
             return trials
-        first = [self._found[trial] for trial in self.experiment.trials(arm, 0)]
+        first = [self._found[trial] for trial in self.experiment.trials(arm, 0) if trial in self._found]
+        if len(first) < len(trials):
+            self._say(f"{arm}: left out of seed {seed}, for not all points of its grid are done")
+            return []
         point = results.best_point(first)
         return [trial for trial in trials if dict(trial.point) == point]
 
@@ -112,15 +130,18 @@ class ExperimentRunner:
         arms = [self.experiment.baseline, *(a for a in self.experiment.arms if a != self.experiment.baseline)]
         for arm in arms:
             trial = self.experiment.trials(arm, seed)[0]
-            config = self.experiment.run_config(trial, self.out, "given")
-            if not Dataset.exists(config.data.dataset):
-                self._say(f"data set: {ingest(config.data)}")
+            made = ingest(self.experiment.run_config(trial, self.out, "given").data)
+            if not made.existed:
+                self._say(f"data set: {made}")
 
     def _start_what_fits(self, waiting: list[Trial]) -> None:
         for trial in list(waiting):
+            if self._is_known(trial) or self._lacks_snapshot(trial):
+                waiting.remove(trial)
+                continue
             free = self._num_cores - sum(running.num_cores for running in self._running)
             if free < 1 and self._running:
-                return
+                continue
             given = self._given(trial)
             if given is None:
                 continue  # it needs the snapshot of an arm that is not done
@@ -128,44 +149,59 @@ class ExperimentRunner:
             if _cores_of(config) > free and self._running:
                 continue
             waiting.remove(trial)
-            self._check_unchanged(trial, config)
-            if _progress(config)[0] == "done":
-                self._read(trial, config)
-            elif trial in self._recorded:
-                self._keep(self._recorded[trial])
-            else:
-                self._start(trial, config)
+            self._start(trial, config)
+
+    def _is_known(self, trial: Trial) -> bool:
+        """Whether its run is done, or results.json has it; then it is taken over, not run."""
+        config = self.experiment.run_config(trial, self.out, "given")
+        self._check_unchanged(trial, config)
+        source = self._source(trial)
+        if _progress(config)[0] == "done" and (source is None or source in self._found):
+            self._read(trial, config)
+        elif trial in self._recorded:
+            self._keep(self._recorded[trial])
+        return trial in self._found
 
     def _check_unchanged(self, trial: Trial, config: Config) -> None:
-        """What there is of the trial must have had this configuration. Raises ConfigError."""
-        recorded = self._recorded.get(trial)
-        if recorded and recorded.settings != arms.fingerprint(config):
+        """What there is of the trial must have had these settings, wherever it lay. Raises ConfigError."""
+        wanted, file = arms.settings(config), self.out / "results.json"
+        if trial in self._recorded and (changes := arms.changes(self._recorded[trial].settings, wanted)):
             raise ConfigError(
-                f"{trial}: {self.out / 'results.json'} has it with other settings; choose another --out, or delete "
+                f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
                 "that file"
             )
         try:
             before = RunDir(config.run.dir).config()
         except ConfigError:
             return  # there is no run yet
-        if changes := configuration.differences(before, config):
+        if changes := arms.changes(arms.settings(before), wanted):
             raise ConfigError(
                 f"{trial}: {config.run.dir} was made with another configuration ({'; '.join(changes)}); choose another "
                 "--out, or delete that folder to run this arm again"
             )
+
+    def _lacks_snapshot(self, trial: Trial) -> bool:
+        """Whether the arm whose snapshot it needs will never have one; then it has failed, too."""
+        source = self._source(trial)
+        if source in self._failed:
+            self._failed[trial] = f"it needs the snapshot of {source}, which failed"
+        elif source in self._found and self._store(source).current() is None:
+            self._failed[trial] = (
+                f"it needs the snapshot of {source}, and {self.out / source.folder} has none; look at its report, or "
+                "delete its run and what results.json says of it to run it again"
+            )
+        return trial in self._failed
 
     def _given(self, trial: Trial) -> str | None:
         """The folder of the snapshot that the trial is given, "" when it needs none, None when there is none yet."""
         source = self._source(trial)
         if source is None:
             return ""
-        if source not in self._found:
-            return None
-        store = SnapshotStore(str(self.out / source.folder / "snapshots"))
-        newest = store.current()
-        if newest is None:
-            raise ConfigError(f"{trial}: {source} has published no snapshot; look at {self.out / source.folder}")
-        return newest.path
+        newest = self._store(source).current() if source in self._found else None
+        return newest.path if newest else None
+
+    def _store(self, trial: Trial) -> SnapshotStore:
+        return SnapshotStore(str(self.out / trial.folder / "snapshots"))
 
     def _source(self, trial: Trial) -> Trial | None:
         name = self.experiment.arms[trial.arm].snapshot_of
@@ -194,7 +230,10 @@ class ExperimentRunner:
         trial, log = running.trial, self._file(running.trial, ".log")
         if running.process.returncode != 0 or _progress(running.config)[0] != "done":
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise ConfigError(f"{trial}: `sbp run` ended with {running.process.returncode}; {log}: " + " / ".join(last))
+            reason = f"`sbp run` ended with {running.process.returncode}; {log}: " + " / ".join(last)
+            self._failed[trial] = reason
+            self._say(f"FAILED   {trial}: {reason}")
+            return
         seconds = time.monotonic() - running.started
         self._rates[running.num_cores] = (running.tokens - running.tokens_before) / max(seconds, 1e-9)
         found = self._read(trial, running.config)
@@ -217,53 +256,57 @@ class ExperimentRunner:
         """results.json and the page, with what is there so far."""
         trials = list(self._found.values())
         compared = results.compare(self.experiment, trials)
-        everything = results.as_json(self.experiment, trials, compared)
+        everything = results.as_json(self.experiment, trials, compared, COMMAND)
         everything["trials"] += [asdict(found) for trial, found in self._recorded.items() if trial not in self._found]
         write_atomically(self.out / "results.json", json.dumps(everything, indent=1))
         return compared
 
     def _conclude(self) -> int:
-        if not self._found:
-            return 1
-        compared = self._write()
+        if self._found:
+            self._show(self._write())
+        for trial, reason in self._failed.items():
+            self._say(f"FAILED   {trial}: {reason}")
+        if self._stopping:
+            self._say("stopped: the same command goes on")
+        elif self._found:
+            sys.stdout.write(json.dumps(results.headline(self.experiment, self._write())) + "\n")
+        return int(bool(self._stopping or self._failed))
+
+    def _show(self, compared: list[results.ArmResult]) -> None:
         page = comparison.build(self.experiment, list(self._found.values()), compared, self.out)
         self._console.print()
         self._console.print(comparison.table(self.experiment, compared))
+        for sentence in comparison.sentences(self.experiment, compared):
+            self._console.print(escape(sentence))
+        self._console.print()
         self._say(f"page     {page}\nresults  {self.out / 'results.json'}")
-        if self._stopping:
-            self._say("stopped: the same command goes on")
-            return 1
-        sys.stdout.write(json.dumps(results.headline(self.experiment, compared)) + "\n")
-        return 0
 
     def _say(self, text: str) -> None:
         self._console.print(f"{time.strftime('%H:%M:%S')}  {escape(text)}")
 
     def _say_progress(self, waiting: list[Trial], seed: int) -> None:
-        now = "; ".join(
-            f"{r.trial}: {quantity(r.tokens)} of {quantity(r.config.training.total_tokens)} tokens"
-            for r in self._running
-        )
-        left = self._seconds_left(waiting, seed)
-        self._say(f"running  {now}" + (f"; about {duration(left)} left" if left is not None else ""))
+        now = "; ".join(f"{r.trial}: {_position(r)}" for r in self._running)
+        left, known = self._seconds_left(waiting, seed)
+        self._say(f"running  {now}" + (f"; {'about' if known else 'at least'} {duration(left)} left" if left else ""))
 
-    def _seconds_left(self, waiting: list[Trial], seed: int) -> float | None:
-        """Of the whole experiment, at the rates so far; None before there is one for each kind of trial."""
+    def _seconds_left(self, waiting: list[Trial], seed: int) -> tuple[float, bool]:
+        """Of the whole experiment, at the rates so far, 0 before there is any; whether each kind of trial has one."""
         rates = dict(self._rates)
         for r in self._running:
             seconds = time.monotonic() - r.started
             if seconds > SAY_EVERY_S and r.tokens > r.tokens_before:
                 rates.setdefault(r.num_cores, (r.tokens - r.tokens_before) / seconds)
+        if not rates:
+            return 0.0, False
         later = [trial for s in range(seed + 1, self.experiment.num_seeds) for trial in self._first_points(s)]
-        core_seconds = 0.0
+        core_seconds, known = 0.0, True
         for trial in [*(r.trial for r in self._running), *waiting, *later]:
             config = self.experiment.run_config(trial, self.out, "given")
             cores = _cores_of(config)
-            if cores not in rates:
-                return None
+            known &= cores in rates
             left = config.training.total_tokens - _progress(config)[1]
-            core_seconds += max(left, 0) / rates[cores] * min(cores, self._num_cores)
-        return core_seconds / self._num_cores
+            core_seconds += max(left, 0) / rates.get(cores, max(rates.values())) * min(cores, self._num_cores)
+        return core_seconds / self._num_cores, known
 
     def _first_points(self, seed: int) -> Iterator[Trial]:
         return (self.experiment.trials(arm, seed)[0] for arm in self.experiment.arms)
@@ -291,7 +334,13 @@ class ExperimentRunner:
 
 
 def _command(file: Path) -> list[str]:
-    return [sys.executable, "-u", "-m", "sbp_services", "run", "--config", str(file)]
+    """Changes were found above, and refused, but that the folder may lie elsewhere now."""
+    return [sys.executable, "-u", "-m", "sbp_services", "run", "--config", str(file), "--accept-changes"]
+
+
+def _position(running: Running) -> str:
+    tokens, total = running.tokens, running.config.training.total_tokens
+    return f"{quantity(tokens)} of {quantity(total)} tokens" if tokens < total else "trained, ending"
 
 
 def _cores_of(config: Config) -> int:

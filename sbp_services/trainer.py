@@ -18,6 +18,7 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement
 from streaming_sbp.stream.receiver import Receiver
+from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
 from streaming_sbp.synthesizer.truth import Truth
@@ -236,10 +237,15 @@ class TrainerService(Service):
         log.warning("the steps since the checkpoint cannot be repeated, they are trained anew: %s", reason)
 
     def _must_start(self) -> bool:
-        """Whether no further step is to be trained before there is a snapshot (mix.start_by_tokens)."""
+        """Whether no further step is to be trained before there is a snapshot (mix.start_by_tokens).
+
+        When the gate refuses the newest checkpoint's, there is nothing to wait for before the next checkpoint.
+        """
         start_by = self.config.mix.start_by_tokens if self.config.synthesizer.mode != "off" else 0
-        trained = self.trainer.trained.total_tokens
-        return bool(start_by) and trained >= start_by and not self.trainer.batches.schedule_started
+        if not start_by or self.trainer.trained.total_tokens < start_by or self.trainer.batches.schedule_started:
+            return False
+        refused = Quarantine(self.run.quarantine).list()
+        return max((reason["parent_tokens"] for reason in refused), default=-1) < self._saved_tokens
 
     def _wait(self, what: str) -> bool:
         """mix.starvation_policy = "wait": bounded, and visible."""

@@ -143,7 +143,8 @@ class Mix(Section):
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
     forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
     # starvation_policy = "wait": at so many trained tokens the trainer waits for the first snapshot, too, so that what
-    # is trained does not depend on how fast tuner and generators are here; 0, or without a synthesizer: it never does
+    # is trained does not depend on how fast tuner and generators are here, or until the gate has refused the newest
+    # checkpoint's; 0, or without a synthesizer: it never waits
     start_by_tokens: Annotated[int, Field(ge=0)] = 0  # a little above the first checkpoint that is tuned
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
     confidence: Literal["off", "mask", "relative", "weights"] = "off"  # synthetic tokens that were only guessed
@@ -357,6 +358,14 @@ class Config(Section):
             raise ValueError(
                 f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected 0, for nothing waits with "
                 f'mix.starvation_policy = "{self.mix.starvation_policy}"'
+            )
+        every = self.checkpoint.every_tokens
+        first = -(-max(self.synthesizer.first_checkpoint_tokens, 1) // every) * every
+        if mode not in ("off", "given") and 0 < self.mix.start_by_tokens < first:
+            raise ValueError(
+                f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected at least {first}, or the trainer waits "
+                f"for a snapshot before the first checkpoint that is tuned (checkpoint.every_tokens = {every}, "
+                f"synthesizer.first_checkpoint_tokens = {self.synthesizer.first_checkpoint_tokens})"
             )
         if (mode == "given") != bool(self.synthesizer.snapshot):
             raise ValueError(

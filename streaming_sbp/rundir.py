@@ -55,7 +55,9 @@ class RunDir:
         except ValueError as error:
             raise ConfigError(f"{error}; restore it, or start a new run") from None
         if info is None:
-            raise ConfigError(f"{self.path}: not a run directory (no run.json); `sbp run` makes one")
+            inside = sorted(self.path.glob("runs/*/*/run.json"))  # the folder of an experiment
+            hint = f"one of its runs is {inside[0].parent}" if inside else "`sbp run` makes one"
+            raise ConfigError(f"{self.path}: not a run directory (no run.json); {hint}")
         _check_run_info(self.path / "run.json", info)
         self.run_id: str = info["run_id"]
         self.created: float = info["created"]
@@ -147,15 +149,21 @@ class Recorder:
 
 def lock_role(path: Path, name: str) -> int:
     """Hold RUN/roles/.NAME.lock until the returned descriptor is closed. Raises ConfigError that names who has it."""
-    descriptor = os.open(path / "roles" / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    return lock(path / "roles" / f".{name}.lock", f"{path}: another {name}", "this run", "another run.dir")
+
+
+def lock(file: Path, who: str, what: str, instead: str) -> int:
+    """Hold ``file`` until the returned descriptor is closed; the kernel lets go of it when the process ends.
+
+    Raises ConfigError "WHO (process N) works on WHAT; stop it first, or choose INSTEAD".
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(descriptor, 32, 0).decode() or "unknown"
         os.close(descriptor)
-        raise ConfigError(
-            f"{path}: another {name} (process {holder}) works on this run; stop it first, or choose another run.dir"
-        ) from None
+        raise ConfigError(f"{who} (process {holder}) works on {what}; stop it first, or choose {instead}") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor

@@ -71,7 +71,7 @@ def ingest(
     path = Path(data.dataset)
     settings = _settings(data, extra_special_tokens)
     if _occupied(path):
-        return _existing(path, settings)
+        return _existing(path, settings, data, extra_special_tokens)
     started = time.monotonic()
     with claimed(path) as folder:
         manifest = _ingest_into(folder, data, Progress(progress), extra_special_tokens, settings)
@@ -189,8 +189,10 @@ def _occupied(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
-def _existing(path: Path, settings: dict[str, Any]) -> IngestSummary:
+def _existing(path: Path, settings: dict[str, Any], data: config.Data, extra: Sequence[str]) -> IngestSummary:
     manifest = Dataset.open(path).manifest
+    if _same_tokenizer(manifest, data, extra):
+        settings = {**settings, "tokenizer": manifest.settings.get("tokenizer")}
     default = _settings(config.Data(), ())
     made_with = {**default, **_BEFORE_IT_WAS_KNOWN, **manifest.settings}  # a setting it does not know had no effect
     absent = "not set"
@@ -206,6 +208,14 @@ def _existing(path: Path, settings: dict[str, Any]) -> IngestSummary:
             "choose another data.dataset, or remove that folder to ingest again"
         )
     return IngestSummary(path, manifest, existed=True, seconds=0.0)
+
+
+def _same_tokenizer(manifest: Manifest, data: config.Data, extra: Sequence[str]) -> bool:
+    """Whether the one that is asked for is that of the data set, wherever it lies now."""
+    asked, made_with = data.tokenizer, manifest.settings.get("tokenizer", TRAIN_TOKENIZER)
+    if TRAIN_TOKENIZER in (asked, made_with) or asked == made_with:
+        return asked == made_with
+    return tokenizer.adopt(asked, extra).digest == manifest.tokenizer_digest
 
 
 def _settings(data: config.Data, extra_special_tokens: Sequence[str]) -> dict[str, Any]:

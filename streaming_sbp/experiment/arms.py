@@ -12,28 +12,68 @@ A TOML file, shipped (`streaming_sbp/experiment/presets`) or the user's own:
       grid                       {"section.key" = [values]}: tried with the first seed, the best held-out loss is kept
       snapshot_of                an arm whose newest snapshot is given to this one (`synthesizer.mode = "given"`)
       times_real_text            how many times the baseline's unique real text it has (1 by default)
+      scales                     names of those that its lengths are meant for (all by default)
 
 Every trial, an arm with one point of its grid and one seed, is an ordinary run (`sbp run`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 
 Tree = dict[str, dict[str, Any]]
+Grid = dict[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], Annotated[list[Any], Field(min_length=1)]]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # a folder has it
 PLACES = {"run": {"dir"}, "data": {"dataset", "tokenizer"}, "synthesizer": {"snapshot"}}  # settings that name folders
+OF_THE_TRIAL = ("run.dir", "run.seed", "data.dataset", "data.concept_seed", "synthesizer.snapshot")
 PRESETS = "experiment/presets"  # folder in the package
 DEFAULT_SCALE = "small"
 ROLES = ("baseline", "oracle", "main", "control")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Scale(_Part):
+    seeds: Annotated[int, Field(ge=1)]
+    arms: list[str]
+    config: Tree = {}
+    grid: Grid | None = None
+
+
+class _Arm(_Part):
+    title: str
+    config: Tree = {}
+    grid: Grid = {}
+    snapshot_of: str = ""
+    times_real_text: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    scales: list[str] = []
+
+    @property
+    def own_keys(self) -> set[str]:
+        """Settings that overrides for all arms do not reach."""
+        return {f"{section}.{key}" for section, values in self.config.items() for key in values} | set(self.grid)
+
+
+class _File(_Part):
+    title: str
+    baseline: str
+    oracle: str
+    main: str
+    control: str
+    config: Tree = {}
+    scales: Annotated[dict[Name, _Scale], Field(min_length=1)]
+    arms: Annotated[dict[Name, _Arm], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -81,14 +121,7 @@ class Experiment:
     main: str
     control: str
     arms: Mapping[str, Arm]  # in the order in which they are reported; baseline and oracle are always among them
-
-    def __post_init__(self) -> None:
-        for arm in self.arms.values():
-            if arm.snapshot_of and arm.snapshot_of not in self.arms:
-                raise ConfigError(
-                    f"{self.name}: arm {arm.name} needs the snapshot of {arm.snapshot_of!r}; expected it among the "
-                    f"arms: {', '.join(self.arms)}"
-                )
+    own_settings: Mapping[str, list[str]] = field(default_factory=dict)  # overridden key -> arms that keep their own
 
     def trials(self, arm: str, seed: int) -> list[Trial]:
         return [Trial(arm, tuple(point.items()), seed) for point in self.arms[arm].points]
@@ -130,10 +163,16 @@ class Experiment:
         return self.arms[arm].tree.get("data", {})
 
 
-def fingerprint(config: Config) -> str:
-    """Of the settings that differ from their defaults, but for where things lie: equal on another machine."""
-    settings = config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+def settings(config: Config) -> Tree:
+    """Those that differ from their defaults, but for where things lie: equal on another machine."""
+    return config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
+
+
+def changes(old: Tree, new: Tree) -> list[str]:
+    """One line ``section.key: old -> new`` for each of `settings` that differs."""
+    keys = sorted({(section, key) for tree in (old, new) for section, values in tree.items() for key in values})
+    values = [(f"{s}.{k}", old.get(s, {}).get(k, "default"), new.get(s, {}).get(k, "default")) for s, k in keys]
+    return [f"{key}: {before!r} -> {after!r}" for key, before, after in values if before != after]
 
 
 def names() -> list[str]:
@@ -151,32 +190,75 @@ def load(
     """A shipped experiment by name, or the TOML file at a path.
 
     ``num_seeds`` and ``only`` (arms, beside baseline and oracle) take the place of what the scale says when they are
-    not 0 or empty; ``overrides``, ``section.key=value``, are settings of all arms. Raises ConfigError.
+    not 0 or empty; ``overrides``, ``section.key=value``, are settings of all arms that do not set that key themselves.
+    Raises ConfigError.
     """
-    tree = _read(experiment)
-    _check_keys(experiment, tree, {"title", *ROLES, "config", "scales", "arms"}, {"config"})
-    name = Path(experiment).stem
+    name, file = Path(experiment).stem, _read(experiment)
+    _check_names(name, file)
+    if scale not in file.scales:
+        raise ConfigError(f"{name}: scale {scale!r}: expected one of {', '.join(file.scales)}")
+    chosen = file.scales[scale]
+    wanted = list(dict.fromkeys((file.baseline, file.oracle, *(only or chosen.arms))))
+    if unknown := [arm for arm in wanted if arm not in file.arms]:
+        raise ConfigError(f"{name}: arms {', '.join(unknown)}: expected some of {', '.join(file.arms)}")
+    wanted += [source for arm in wanted if (source := file.arms[arm].snapshot_of) and source not in wanted]
+    for arm in wanted:
+        if (meant_for := file.arms[arm].scales) and scale not in meant_for:
+            raise ConfigError(
+                f"{name}, arm {arm}: its lengths are meant for scale {' or '.join(meant_for)}, got {scale}; leave it "
+                "out, or say in a TOML file of your own what they should be"
+            )
+    common = configuration.apply_overrides(merged(file.config, chosen.config), overrides)
+    arms = {}
+    for arm in file.arms:
+        if arm in wanted:
+            own = file.arms[arm]
+            grid = chosen.grid if arm == file.baseline and chosen.grid is not None else own.grid
+            tree = merged(common, own.config)
+            arms[arm] = Arm(arm, own.title, tree, grid, own.snapshot_of, own.times_real_text)
+    roles = {role: getattr(file, role) for role in ROLES}
+    own_settings = _own_settings(name, file, wanted, overrides)
+    return Experiment(name, file.title, scale, num_seeds or chosen.seeds, **roles, arms=arms, own_settings=own_settings)
+
+
+def _check_names(name: str, file: _File) -> None:
+    """What names an arm must name one that can be that."""
     for role in ROLES:
-        if tree[role] not in tree["arms"]:
-            raise ConfigError(f"{name}: {role} = {tree[role]!r}: expected one of {', '.join(tree['arms'])}")
-    if scale not in tree["scales"]:
-        raise ConfigError(f"{name}: scale {scale!r}: expected one of {', '.join(tree['scales'])}")
-    chosen = tree["scales"][scale]
-    _check_keys(f"{name}, scale {scale}", chosen, {"seeds", "arms", "config", "grid"}, {"config", "grid"})
-    if "grid" in chosen:
-        tree["arms"][tree["baseline"]]["grid"] = chosen["grid"]
-    wanted = only or tuple(chosen["arms"])
-    wanted = tuple(dict.fromkeys((tree["baseline"], tree["oracle"], *wanted)))
-    if unknown := [arm for arm in wanted if arm not in tree["arms"]]:
-        raise ConfigError(f"{name}: arms {', '.join(unknown)}: expected some of {', '.join(tree['arms'])}")
-    wanted += tuple(
-        needed for arm in wanted if (needed := tree["arms"][arm].get("snapshot_of")) and needed not in wanted
-    )
-    common = merged(tree["config"], chosen.get("config", {}))
-    common = configuration.apply_overrides(common, overrides)
-    arms = {arm: _arm(name, arm, tree["arms"][arm], common) for arm in tree["arms"] if arm in wanted}
-    roles = {role: tree[role] for role in ROLES}
-    return Experiment(name, tree["title"], scale, num_seeds or chosen["seeds"], **roles, arms=arms)
+        if (arm := getattr(file, role)) not in file.arms:
+            raise ConfigError(f"{name}: {role} = {arm!r}: expected one of {', '.join(file.arms)}")
+    if file.baseline == file.oracle:
+        raise ConfigError(f"{name}: baseline = oracle = {file.baseline!r}: expected two arms")
+    for arm, own in file.arms.items():
+        if not (source := own.snapshot_of):
+            continue
+        if source not in file.arms:
+            raise ConfigError(f"{name}, arm {arm}: snapshot_of = {source!r}: expected one of {', '.join(file.arms)}")
+        reason = (
+            "is given a snapshot itself"
+            if file.arms[source].snapshot_of
+            else "has a grid"
+            if file.arms[source].grid
+            else "makes no snapshot"
+            if _mode(file, source) in ("off", "given")
+            else ""
+        )
+        if reason:
+            raise ConfigError(
+                f"{name}, arm {arm}: snapshot_of = {source!r}, which {reason}; expected one that makes one"
+            )
+
+
+def _mode(file: _File, arm: str) -> str:
+    return str(merged(file.config, file.arms[arm].config).get("synthesizer", {}).get("mode", "tuned"))
+
+
+def _own_settings(name: str, file: _File, wanted: list[str], overrides: tuple[str, ...]) -> dict[str, list[str]]:
+    """Overridden keys that some arms set themselves. Raises ConfigError for a key that each trial has its own of."""
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if taken := sorted(set(keys) & set(OF_THE_TRIAL)):
+        raise ConfigError(f"{name}: {', '.join(taken)}: each trial has its own; see --out and --seeds")
+    found = {key: [arm for arm in file.arms if arm in wanted and key in file.arms[arm].own_keys] for key in keys}
+    return {key: arms for key, arms in found.items() if arms}
 
 
 def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
@@ -187,29 +269,27 @@ def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return result
 
 
-def _arm(experiment: str, name: str, tree: Mapping[str, Any], common: Tree) -> Arm:
-    optional = {"config", "grid", "snapshot_of", "times_real_text"}
-    _check_keys(f"{experiment}, arm {name}", tree, {"title"} | optional, optional)
-    return Arm(
-        name,
-        tree["title"],
-        merged(common, tree.get("config", {})),
-        tree.get("grid", {}),
-        tree.get("snapshot_of", ""),
-        tree.get("times_real_text", 1.0),
-    )
-
-
-def _read(experiment: str) -> dict[str, Any]:
+def _read(experiment: str) -> _File:
     if experiment.endswith(".toml") or Path(experiment).is_file():
-        return configuration.read_toml(experiment)
-    if experiment not in names():
+        tree = configuration.read_toml(experiment)
+    elif experiment in names():
+        tree = configuration.read_preset(experiment, PRESETS)
+    else:
         raise ConfigError(f"experiment {experiment!r}: expected one of {', '.join(names())}, or a TOML file")
-    return configuration.read_preset(experiment, PRESETS)
+    try:
+        return _File.model_validate(tree)
+    except ValidationError as error:
+        name = Path(experiment).stem
+        raise ConfigError("\n".join(f"{name}: {_explain(item)}" for item in error.errors())) from None
 
 
-def _check_keys(where: str, tree: Mapping[str, Any], known: set[str], optional: set[str]) -> None:
-    if unknown := set(tree) - known:
-        raise ConfigError(f"{where}: unknown {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}")
-    if missing := known - optional - set(tree):
-        raise ConfigError(f"{where}: expected {', '.join(sorted(missing))}")
+def _explain(item: Any) -> str:
+    *where, key = (str(part) for part in item["loc"])
+    inside = f"{'.'.join(where)}: " if where else ""
+    if item["type"] == "missing":
+        return f"{inside}expected {key}"
+    if item["type"] == "extra_forbidden":
+        parts: dict[str, type[_Part]] = {"arms": _Arm, "scales": _Scale}
+        known = parts.get(where[0], _File) if where else _File
+        return f"{inside}unknown {key}; expected {', '.join(known.model_fields)}"
+    return f"{inside}{key} = {item['input']!r}: {item['msg']}"

@@ -16,7 +16,10 @@ from streaming_sbp.telemetry.text import NOTHING, decimal, percent, quantity
 
 def table(experiment: Experiment, arms: Sequence[ArmResult]) -> Table:
     """For 80 columns and more: loss, facts known, share of the oracle's gain, compute."""
-    result = Table(title=experiment.title, title_justify="left", pad_edge=False)
+    caption = "At the end of the run; the baseline's loss at its best step."
+    result = Table(
+        title=experiment.title, title_justify="left", pad_edge=False, caption=caption, caption_justify="left"
+    )
     for name in ("arm", "loss", "facts", "share of gain", "of facts'", "compute"):
         result.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
     for arm in arms:
@@ -54,15 +57,23 @@ def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
     if missing:
         return [f"Not all arms are done yet; missing: {', '.join(missing)}."]
     main, control = by_name[experiment.main], by_name.get(experiment.control)
-    if main.share_of_gain_loss is None:
-        return ["The oracle gains nothing over the baseline at this size, so there is no share of its gain."]
-    won = main.share_of_gain_loss.mean
+    oracle, baseline = by_name[experiment.oracle], by_name[experiment.baseline]
+    if main.gain_loss is None or oracle.gain_loss is None:
+        return [f"No seed has all of {baseline.arm}, {oracle.arm} and {main.arm} yet."]
     found = [
-        f"{main.title}: {share(main.share_of_gain_loss)} of what {by_name[experiment.oracle].title.lower()} gains over "
-        f"{by_name[experiment.baseline].title.lower()} in held-out loss, at equally many trained tokens."
-        if won > 0
-        else f"{main.title} did not help here: {share(main.share_of_gain_loss)} of the oracle's gain in held-out loss."
+        f"{main.title}: {_apart(main.gain_loss)} in held-out loss than {baseline.title.lower()}, at equally many "
+        f"trained tokens; {oracle.title.lower()}: {_apart(oracle.gain_loss)}."
     ]
+    if main.gain_loss.mean <= 0:
+        found.append(f"{main.title} did not help here.")
+    if main.share_of_gain_loss is None:
+        return [*found, "The oracle gains nothing over the baseline, so there is no share of its gain."]
+    found.append(
+        f"That is {share(main.share_of_gain_loss)} of what {oracle.title.lower()} gains over {baseline.title.lower()} "
+        "in held-out loss."
+    )
+    if without := len(main.gain_loss.values) - len(main.share_of_gain_loss.values):
+        found.append(f"Seeds without a share, for their oracle gains nothing: {without}.")
     if main.share_of_gain_accuracy is not None:
         found.append(f"In facts known: {share(main.share_of_gain_accuracy)}.")
     if main.share_at_equal_compute_loss is not None:
@@ -72,6 +83,10 @@ def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
     if len(main.seeds) == 1:
         found.append("One seed: no interval.")
     return found
+
+
+def _apart(gain: Estimate) -> str:
+    return f"{abs(gain.mean):.3f} nats per token {'lower' if gain.mean > 0 else 'higher'}"
 
 
 def estimate(found: Estimate | None, digits: int = 3) -> str:
@@ -87,7 +102,9 @@ def share(found: Estimate | None) -> str:
     if found is None:
         return NOTHING
     mean = percent(found.mean, 0)
-    return mean if found.low is None else f"{mean} [{100 * found.low:.0f}, {100 * (found.high or 0.0):.0f}]"
+    if found.low is None or found.low == found.high:  # the baseline's and the oracle's own shares
+        return mean
+    return f"{mean} [{100 * found.low:.0f}, {100 * (found.high or 0.0):.0f}]"
 
 
 def _belongs(trial: TrialResult, arm: ArmResult) -> bool:

@@ -82,10 +82,17 @@ def _gain_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
         gains = [_best_so_far(base, tokens) - _best_so_far(trial, tokens) for trial, base in pairs]
         axes.plot(tokens, np.mean(gains, axis=0), label=experiment.arms[arm].title, **colours[arm])
     axes.axhline(0, color=GREY, lw=1)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.5 * high), high)
+    served = [s.at_tokens for t in curves.get(experiment.main, ()) for s in t.snapshots if s.verdict == "published"]
+    if served:
+        axes.axvline(min(served), color=GREY, lw=1, ls=":")
     _finish(axes, "trained tokens", "gain over repetition (nats)")
     text = "Best held-out loss so far of tuned repetition, minus that of the arm: above 0 the arm is ahead."
+    if served:
+        main = experiment.arms[experiment.main].title
+        text += (
+            f" Left of the dotted line, the first snapshot of {main}, arms differ only in how they are regularised; "
+            "repetition is tuned for its end."
+        )
     return to_plot("gain-tokens", "What is gained over repetition, and when", text, figure)
 
 

@@ -47,6 +47,8 @@ def evaluate(run: RunDir, checkpoint: CheckpointInfo, request: Request) -> dict[
 
     Raises ConfigError when the harness is not installed, or does not know or cannot load a task.
     """
+    if not request.tasks:
+        raise ConfigError("--tasks: got none; expected names of tasks, as in hellaswag,piqa")
     try:
         from lm_eval import __version__ as version
         from lm_eval import simple_evaluate
@@ -89,7 +91,10 @@ def evaluate(run: RunDir, checkpoint: CheckpointInfo, request: Request) -> dict[
         "limit": request.limit or None,
         "results": {task: _numbers(measured) for task, measured in found["results"].items()},
     }
-    name = "-".join([checkpoint.path.name, *request.tasks])[:200].replace("/", "_")
+    parts = [checkpoint.path.name, "-".join(request.tasks)[:150]]
+    parts += [f"{request.num_fewshot}-shot"] if request.num_fewshot is not None else []
+    parts += [f"first-{request.limit}"] if request.limit else []
+    name = "-".join(parts).replace("/", "_")
     folder = run.path / "evaluations"
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")

@@ -20,7 +20,7 @@ from scipy import stats
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import history
-from streaming_sbp.experiment.arms import Experiment, Trial, fingerprint
+from streaming_sbp.experiment.arms import Experiment, Tree, Trial, settings
 from streaming_sbp.experiment.compute import Compute
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.rundir import RunDir
@@ -71,7 +71,7 @@ class TrialResult:
     realised_share: float | None
     ledger_imbalance: int | None
     command: str
-    settings: str  # their fingerprint, see arms.py
+    settings: Tree  # of the run, those that differ from their defaults
     versions: dict[str, str]
 
     @property
@@ -86,9 +86,9 @@ class TrialResult:
     def best(self) -> Point:
         return min(self.curve, key=lambda point: point.heldout_loss)
 
-    def within(self, compute_tokens: float) -> Point:
-        """The last evaluation that cost no more; the first one if none did."""
-        return next((p for p in reversed(self.curve) if p.compute_tokens <= compute_tokens), self.curve[0])
+    def within(self, compute_tokens: float) -> Point | None:
+        """The last evaluation that cost no more; None if what the trial was given had cost more by itself."""
+        return next((p for p in reversed(self.curve) if p.compute_tokens <= compute_tokens), None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Estimates over the seeds that are done. ``share_...``: of the oracle's gain; None where it cannot be told."""
+    """Estimates over the seeds that are done; ``gain_...`` over the baseline; ``share_...`` of the oracle's gain.
+
+    None where it cannot be told. A seed whose oracle gains nothing has no share, and is left out of those.
+    """
 
     arm: str
     title: str
@@ -114,6 +117,7 @@ class ArmResult:
     end_bits_per_byte: Estimate
     end_accuracy: Estimate | None
     compute_tokens: Estimate
+    gain_loss: Estimate | None  # nats per token, over the best step of the baseline
     share_of_gain_loss: Estimate | None
     share_of_gain_loss_over_end: Estimate | None  # over the end of the baseline, instead of its best step
     share_of_gain_accuracy: Estimate | None
@@ -164,7 +168,7 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
         realised_share=status["mix"]["realised"],
         ledger_imbalance=status["ledger"]["imbalance"],
         command=command,
-        settings=fingerprint(run.config()),
+        settings=settings(run.config()),
         versions=run.versions,
     )
 
@@ -175,6 +179,8 @@ def load_trials(file: Path) -> dict[Trial, TrialResult]:
         found = msgspec.json.decode(file.read_bytes(), type=_Recorded).trials
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; move it away, or choose another --out") from None
     except msgspec.DecodeError as error:
         raise ConfigError(
             f"{file}: not a results.json of this version: {error}; move it away, or choose another --out"
@@ -237,8 +243,9 @@ def _arm_result(
     trials = list(by_seed.values())
     paired = [(by_seed[s], baseline[s], oracle[s]) for s in by_seed if s in baseline and s in oracle]
     accuracies = [trial.end.accuracy for trial in trials]
-    at_compute = [(own.within(base.end.compute_tokens), own, base, orac) for own, base, orac in paired]
+    at_compute = [(own.within(base.end.compute_tokens), base, orac) for own, base, orac in paired]
     is_baseline = arm == experiment.baseline
+    counted = [(own.best if is_baseline else own.end, base, orac) for own, base, orac in paired]
     return ArmResult(
         arm=arm,
         title=experiment.arms[arm].title,
@@ -249,13 +256,12 @@ def _arm_result(
         end_bits_per_byte=estimate([t.end.bits_per_byte for t in trials]),
         end_accuracy=estimate(accuracies) if None not in accuracies else None,  # type: ignore[arg-type]
         compute_tokens=estimate([t.end.compute_tokens for t in trials]),
-        share_of_gain_loss=_shares(
-            [(own.best if is_baseline else own.end, base, orac) for own, base, orac in paired], _loss_gain
-        ),
+        gain_loss=_estimate(base.best.heldout_loss - point.heldout_loss for point, base, _ in counted),
+        share_of_gain_loss=_shares(counted, _loss_gain),
         share_of_gain_loss_over_end=_shares([(own.end, base, orac) for own, base, orac in paired], _loss_gain_over_end),
         share_of_gain_accuracy=_shares([(own.end, base, orac) for own, base, orac in paired], _accuracy_gain),
-        share_at_equal_compute_loss=_shares([(p, base, orac) for p, _, base, orac in at_compute], _loss_gain),
-        share_at_equal_compute_accuracy=_shares([(p, base, orac) for p, _, base, orac in at_compute], _accuracy_gain),
+        share_at_equal_compute_loss=_shares(at_compute, _loss_gain),
+        share_at_equal_compute_accuracy=_shares(at_compute, _accuracy_gain),
         data_efficiency=_data_efficiency(experiment, by_seed, chosen),
     )
 
@@ -283,9 +289,14 @@ def _share(gain: float, whole: float) -> float | None:
     return gain / whole if whole > 0 else None
 
 
-def _shares(points: list[Any], gain: Any) -> Estimate | None:
-    values = [gain(*point) for point in points]
-    return estimate(values) if values and None not in values else None
+def _shares(points: Iterable[tuple[Point | None, TrialResult, TrialResult]], share: Any) -> Estimate | None:
+    return _estimate(share(point, base, orac) if point else None for point, base, orac in points)
+
+
+def _estimate(values: Iterable[float | None]) -> Estimate | None:
+    """Of those that there are."""
+    known = [value for value in values if value is not None]
+    return estimate(known) if known else None
 
 
 def _data_efficiency(
@@ -307,10 +318,10 @@ def _data_efficiency(
     for seed, own in by_seed.items():
         known = [(times, trials[seed].best.heldout_loss) for times, trials in scales.items() if seed in trials]
         if len(known) < 3:
-            return None
+            continue
         losses, times = zip(*sorted((loss, times) for times, loss in known), strict=True)
         found.append(math.exp(float(np.interp(own.best.heldout_loss, losses, np.log(times)))))
-    return estimate(found)
+    return _estimate(found)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -327,9 +338,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 # --- as JSON ---
 
 
-def as_json(experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult]) -> dict[str, Any]:
-    """Everything, for results.json."""
+def as_json(
+    experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult], command: str
+) -> dict[str, Any]:
+    """Everything, for results.json. ``command``: the last one that worked on it."""
     return {
+        "command": command,
         "experiment": experiment.name,
         "title": experiment.title,
         "scale": experiment.scale,
@@ -350,6 +364,8 @@ def headline(experiment: Experiment, arms: Sequence[ArmResult]) -> dict[str, Any
     return {
         "experiment": experiment.name,
         "scale": experiment.scale,
+        "gain_nats": _mean(main.gain_loss if main else None),
+        "oracle_gain_nats": _mean(by_name[experiment.oracle].gain_loss if experiment.oracle in by_name else None),
         "share_of_oracle_gain_loss": _mean(main.share_of_gain_loss if main else None),
         "share_of_oracle_gain_accuracy": _mean(main.share_of_gain_accuracy if main else None),
         "share_at_equal_compute_loss": _mean(main.share_at_equal_compute_loss if main else None),

@@ -1,7 +1,10 @@
-"""`sbp experiment` with real runs: what is done is not done again, and what was made otherwise is refused."""
+"""`sbp experiment` with real runs: what is done is not done again, what was made otherwise is refused, and an arm that
+fails, or never gets its snapshot, does not take the others with it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -11,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from sbp_services.experiment import ExperimentRunner
+from streaming_sbp.config import ConfigError
+from streaming_sbp.experiment import arms
 from tests.checks import runs
 
 pytestmark = pytest.mark.processes
@@ -65,6 +71,48 @@ title = "All of them"
 max_train_documents = 0
 """
 
+# The gate refuses every synthesizer of the one; the pairer of the other fails, so that it waits in vain.
+TROUBLE = """
+[scales.other]
+seeds = 1
+arms = []
+config.data.vocab_size = 410
+
+[arms.refused]
+title = "A gate that nothing passes"
+[arms.refused.config.synthesizer]
+mode = "tuned"
+tuning_tokens = 2_000
+heldout_pairs = 4
+[arms.refused.config.checkpoint]
+every_tokens = 6_000
+[arms.refused.config.mix]
+starvation_policy = "wait"
+start_by_tokens = 6_000
+[arms.refused.config.gate]
+trial_documents = 4
+min_relatedness_ratio = 1.0
+min_seed_gain = 100.0
+max_length_ratio = 0.001
+
+[arms.fails]
+title = "No such embedder"
+[arms.fails.config.synthesizer]
+mode = "tuned"
+[arms.fails.config.pairing]
+embedder = "/no/such/model"
+[arms.fails.config.checkpoint]
+every_tokens = 6_000
+[arms.fails.config.mix]
+starvation_policy = "wait"
+start_by_tokens = 6_000
+wait_timeout_s = 1
+
+[arms.needs]
+title = "Given what does not come"
+snapshot_of = "fails"
+"""
+
 
 def experiment(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [
@@ -84,7 +132,14 @@ def line(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path) -> None:
+def here(folder: Path, out: Path, scale: str = "small", seeds: int = 1, only: str = "", changed: str = "") -> int:
+    """The same without a process of its own, where nothing is left to train."""
+    overrides = tuple(filter(None, (changed,)))
+    found = arms.load(str(folder / "own.toml"), scale, seeds, tuple(filter(None, (only,))), overrides)
+    return ExperimentRunner(found, out, 1).run()
+
+
+def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.toml").write_text(EXPERIMENT.format(corpus=tiny_folder / "corpus.jsonl"))
     out = tmp_path / "out"
     first = experiment(tmp_path, "--seeds", "1")
@@ -102,17 +157,48 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path) -> No
     assert [arm["seeds"] for arm in recorded["arms"]] == [[0, 1], [0, 1]]
     assert len(recorded["trials"]) == 5
 
-    third = experiment(tmp_path, "--seeds", "1")
-    assert "started" not in third.stdout
-    assert line(third) == found
+    assert here(tmp_path, out) == 0
+    third = capsys.readouterr().out
+    assert "started" not in third
+    assert json.loads(third.splitlines()[-1]) == found
     assert len(json.loads((out / "results.json").read_text())["trials"]) == 5  # the second seed is kept
 
-    for changed in (["--seeds", "1", "training.learning_rate=1e-4"], ["--seeds", "2", "training.learning_rate=1e-4"]):
-        refused = experiment(tmp_path, *changed)
-        assert refused.returncode == 2
-        assert "other settings" in refused.stderr or "another configuration" in refused.stderr
+    for seeds in (1, 2):
+        with pytest.raises(ConfigError, match="other settings|another configuration"):
+            here(tmp_path, out, seeds=seeds, changed="training.learning_rate=1e-4")
 
     (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
-    refused = experiment(tmp_path)
-    assert refused.returncode == 2
-    assert "not a results.json of this version" in refused.stderr
+    with pytest.raises(ConfigError, match=r"not a results\.json of this version"):
+        here(tmp_path, out)
+
+
+def test_trouble_in_one_arm_is_not_that_of_the_others(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = EXPERIMENT.replace("[0.1, 1.0]", "[0.1]").format(corpus=tiny_folder / "corpus.jsonl") + TROUBLE
+    (tmp_path / "own.toml").write_text(text)
+    out = tmp_path / "out"
+    ended = experiment(tmp_path, "--seeds", "1", "--arms", "fails,needs,refused")
+    assert ended.returncode == 1
+    assert "FAILED   fails, seed 0" in ended.stdout
+    assert "it needs the snapshot of fails, seed 0, which failed" in ended.stdout
+    recorded = {trial["arm"]: trial for trial in json.loads((out / "results.json").read_text())["trials"]}
+    assert set(recorded) == {"few", "all", "refused"}
+    # it waited for the verdict on each checkpoint, and went on with real text
+    refused = recorded["refused"]
+    assert refused["curve"][-1]["tokens"] >= 20_000
+    assert [s["verdict"] for s in refused["snapshots"]][:2] == ["quarantined"] * 2
+    assert set(refused["trained_tokens"]) == {"real"} or refused["trained_tokens"].get("synthetic", 0) == 0
+
+    # the whole folder lies elsewhere now, and another experiment works on it
+    moved = shutil.move(out, tmp_path / "moved")
+    with open(moved / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another `sbp experiment`"):
+            here(tmp_path, moved, only="refused")
+    assert here(tmp_path, moved, only="refused") == 0  # nothing is left to do but to compare
+    assert "started" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="vocab_size"):
+        here(tmp_path, moved, scale="other")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        here(tmp_path, tmp_path / "own.toml")

@@ -51,6 +51,19 @@ def test_pairs_and_synthetic_text_must_fit_into_the_mix(mode, schedule):
     assert config.build(settings).mix.largest_synthetic_share == 0.5
 
 
+def test_nothing_waits_for_a_snapshot_before_its_checkpoint():
+    settings = {
+        "mix": {"starvation_policy": "wait", "start_by_tokens": 599_999},
+        "checkpoint": {"every_tokens": 200_000},
+        "synthesizer": {"first_checkpoint_tokens": 500_000},
+    }
+    with pytest.raises(ConfigError, match=r"start_by_tokens = 599999: expected at least 600000"):
+        config.build(settings)
+    assert config.build({**settings, "mix": {**settings["mix"], "start_by_tokens": 600_000}})
+    given = {"mode": "given", "snapshot": "somewhere"}
+    assert config.build({**settings, "synthesizer": given})
+
+
 def test_every_wrong_key_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
         config.load(overrides=["mix.a=1", "stream.b=2"])

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -243,6 +244,16 @@ def test_an_existing_data_set_is_returned_only_for_equal_settings(tmp_path, text
         ingest(settings(tmp_path, vocab_size=310, min_characters=5))
     assert "data.min_characters: 1 -> 5\n  data.vocab_size: 300 -> 310" in str(error.value)
     assert Dataset.open(tmp_path / "set").manifest == first.manifest
+
+
+def test_a_tokenizer_is_the_same_wherever_it_lies(tmp_path, texts):
+    ingest(settings(tmp_path, texts))
+    ingest(settings(tmp_path, name="second", tokenizer=str(tmp_path / "set" / "tokenizer")))
+    shutil.copytree(tmp_path / "set" / "tokenizer", tmp_path / "elsewhere")
+    assert ingest(settings(tmp_path, name="second", tokenizer=str(tmp_path / "elsewhere"))).existed
+    ingest(settings(tmp_path, name="third", vocab_size=290))
+    with pytest.raises(ConfigError, match=r"data\.tokenizer"):
+        ingest(settings(tmp_path, name="second", tokenizer=str(tmp_path / "third" / "tokenizer")))
 
 
 def test_a_data_set_from_before_neighbourhoods_is_one_without(tmp_path, texts):

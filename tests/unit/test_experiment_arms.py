@@ -114,6 +114,21 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         (('snapshot_of = "b"', 'snapshot_of = "x"'), "x"),
         (("total_tokens = 1000", "total_tokens = -1"), "total_tokens"),
         (('arms = ["late"]', 'arms = ["later"]'), "later"),
+        (('arms = ["late"]', 'arms = "late"'), "scales.small: arms = 'late': Input should be a valid list"),
+        (("seeds = 2", 'seeds = "two"'), "scales.small: seeds = 'two'"),
+        (("seeds = 2", "seeds = 0"), "scales.small: seeds = 0: .* greater than or equal to 1"),
+        (("seeds = 2", "seeds = 2\ngrid = { learning_rate = [0.1] }"), "learning_rate"),
+        (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = 0.1 }'), "arms.a.grid: training.dropout = 0.1"),
+        (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [] }'), "at least 1 item"),
+        (('title = "A"', "title = 3"), "arms.a: title = 3: Input should be a valid string"),
+        (('title = "B"', 'title = "B"\ntimes_real_text = "many"'), "arms.b: times_real_text = 'many'"),
+        (("[config.training]\ntotal_tokens = 1000", "[config]\ntraining = 3"), "config: training = 3"),
+        (('oracle = "b"', 'oracle = "a"'), "baseline = oracle = 'a': expected two arms"),
+        (("[arms.late]", '[arms."../late"]'), "late"),
+        (('snapshot_of = "b"', 'snapshot_of = "late"'), "snapshot_of = 'late', which is given a snapshot itself"),
+        (('snapshot_of = "b"', 'snapshot_of = "a"'), "snapshot_of = 'a', which makes no snapshot"),
+        (('title = "B"', 'title = "B"\ngrid = { "training.dropout" = [0.1] }'), "snapshot_of = 'b', which has a grid"),
+        (('title = "Late"', 'title = "Late"\nscales = ["large"]'), "arm late: its lengths are meant for scale large"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, message):
@@ -127,3 +142,25 @@ def test_unknown_names():
         arms.load("concept")
     with pytest.raises(ConfigError, match="scale 'big': expected one of tiny"):
         arms.load("concepts", "big")
+
+
+def test_overrides_reach_the_arms_that_do_not_set_the_key_themselves(tmp_path):
+    own = write(tmp_path, OWN.replace('title = "Late"', 'title = "Late"\nconfig.training.weight_decay = 0.5'))
+    found = arms.load(own, "small", overrides=("training.weight_decay=3", "training.dropout=0.2"))
+    assert found.own_settings == {"training.weight_decay": ["late"]}
+    decays = {arm: found.run_config(found.trials(arm, 0)[0], OUT, "given").training.weight_decay for arm in found.arms}
+    assert decays == {"a": 3.0, "b": 3.0, "late": 0.5}
+    for key in ("run.seed=3", "data.dataset=elsewhere", "data.concept_seed=1"):
+        with pytest.raises(ConfigError, match="each trial has its own"):
+            arms.load(own, "small", overrides=(key,))
+
+
+def test_settings_are_compared_wherever_things_lie():
+    found = arms.load("concepts", "small")
+    (trial,) = found.trials("online", 0)
+    here, there = (arms.settings(found.run_config(trial, Path(out))) for out in ("here", "there"))
+    assert arms.changes(here, there) == []
+    changed = {**there, "mix": {**there["mix"], "synthetic_share": 0.5}}
+    assert arms.changes(here, changed) == ["mix.synthetic_share: 0.85 -> 0.5"]
+    del changed["mix"]["synthetic_share"]
+    assert arms.changes(here, changed) == ["mix.synthetic_share: 0.85 -> 'default'"]

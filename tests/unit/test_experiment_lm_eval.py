@@ -73,6 +73,10 @@ def test_a_task_with_local_data(run, tiny_folder, tmp_path):
     kept = list((run.path / "evaluations").glob("*.json"))
     assert [json.loads(file.read_text()) for file in kept] == [found]
     assert lm_eval.table(found).row_count == 1
+    lm_eval.evaluate(run, checkpoint, lm_eval.Request(("two_endings",), tasks, limit=2))
+    assert len(list((run.path / "evaluations").glob("*.json"))) == 2  # beside the one of all examples
+    with pytest.raises(ConfigError, match="--tasks: got none"):
+        lm_eval.evaluate(run, checkpoint, lm_eval.Request((), tasks))
     with pytest.raises(ConfigError, match=r"tasks no_such_task: not among the .* --include-path"):
         lm_eval.evaluate(run, checkpoint, lm_eval.Request(("no_such_task",)))
     (tasks / "data.jsonl").unlink()

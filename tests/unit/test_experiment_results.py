@@ -30,7 +30,7 @@ def trial(arm, seed, losses, accuracies=None, compute_per_token=1.0, point=None)
         Point(1000 * k, 1000 * k * compute_per_token, float(k), loss, loss / 3, accuracy, None)
         for k, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
-    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", "", {})
+    return TrialResult(arm, point or {}, seed, "done", curve, [], {"real": 1}, 0, 0, 0, 1.0, None, 0, "sbp run", {}, {})
 
 
 def compared(*trials, experiment=EXPERIMENT):
@@ -91,7 +91,29 @@ def test_the_point_of_a_grid_is_chosen_with_the_first_seed_alone():
 def test_an_oracle_that_gains_nothing_leaves_no_share():
     found = compared(trial("base", 0, [3.0, 1.0]), trial("oracle", 0, [3.0, 1.0]), trial("sbp", 0, [3.0, 1.0]))
     assert found["sbp"].share_of_gain_loss is None
-    assert "gains nothing" in comparison.sentences(EXPERIMENT, list(found.values()))[0]
+    assert "gains nothing" in comparison.sentences(EXPERIMENT, list(found.values()))[-1]
+
+
+def test_a_seed_whose_oracle_gains_nothing_leaves_the_others_their_share():
+    found = compared(
+        *(trial("base", seed, [3.0, 1.0]) for seed in (0, 1, 2)),
+        *(trial("oracle", seed, [3.0, end]) for seed, end in enumerate((0.5, 1.1, 0.6))),
+        *(trial("sbp", seed, [3.0, end]) for seed, end in enumerate((0.75, 1.5, 0.8))),
+    )
+    assert found["sbp"].share_of_gain_loss.values == pytest.approx([0.5, 0.5])
+    assert found["sbp"].gain_loss.values == pytest.approx([0.25, -0.5, 0.2])
+    said = " ".join(comparison.sentences(EXPERIMENT, list(found.values())))
+    assert "Seeds without a share, for their oracle gains nothing: 1." in said
+    assert "Sbp: 0.017 nats per token higher in held-out loss than base" in said
+    assert "Sbp did not help here." in said
+
+
+def test_a_snapshot_that_cost_more_than_the_whole_baseline_leaves_nothing_at_equal_compute():
+    given = trial("sbp", 0, [3.0, 0.75])
+    given = replace(given, curve=[replace(p, compute_tokens=p.compute_tokens + 1001) for p in given.curve])
+    found = compared(trial("base", 0, [3.0, 1.0]), trial("oracle", 0, [3.0, 0.5]), given)
+    assert found["sbp"].share_of_gain_loss.mean == pytest.approx(0.5)
+    assert found["sbp"].share_at_equal_compute_loss is None
 
 
 def test_data_efficiency_is_interpolated_in_the_logarithm():
@@ -136,7 +158,7 @@ def test_one_line_and_page(tmp_path):
     assert line["share_of_oracle_gain_accuracy"] == pytest.approx(0.9)
     assert line["random_pair_share"] == pytest.approx(0.1)
     assert line["seeds"] == 1
-    json.dumps(results.as_json(EXPERIMENT, trials, found))
+    json.dumps(results.as_json(EXPERIMENT, trials, found, "sbp experiment own"))
     html = comparison.build(EXPERIMENT, trials, found, tmp_path).read_text()
     assert "80 % of what oracle gains over base in held-out loss" in html
     assert "The control, random: 10 %" in html
