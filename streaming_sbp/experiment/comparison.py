@@ -64,13 +64,13 @@ def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
         f"{main.title}: {_apart(main.gain_loss)} in held-out loss than {baseline.title.lower()}, at equally many "
         f"trained tokens; {oracle.title.lower()}: {_apart(oracle.gain_loss)}."
     ]
-    if main.gain_loss.mean <= 0:
-        found.append(f"{main.title} did not help here.")
+    helped = main.gain_loss.mean > 0
     if main.share_of_gain_loss is None:
+        found += [] if helped else [f"{main.title} did not help here."]
         return [*found, "The oracle gains nothing over the baseline, so there is no share of its gain."]
     found.append(
-        f"That is {share(main.share_of_gain_loss)} of what {oracle.title.lower()} gains over {baseline.title.lower()} "
-        "in held-out loss."
+        f"{'That is' if helped else f'{main.title} did not help here:'} {share(main.share_of_gain_loss)} of what "
+        f"{oracle.title.lower()} gains over {baseline.title.lower()} in held-out loss."
     )
     if without := len(main.gain_loss.values) - len(main.share_of_gain_loss.values):
         found.append(f"Seeds without a share, for their oracle gains nothing: {without}.")

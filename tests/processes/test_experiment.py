@@ -164,7 +164,7 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     assert len(json.loads((out / "results.json").read_text())["trials"]) == 5  # the second seed is kept
 
     for seeds in (1, 2):
-        with pytest.raises(ConfigError, match="other settings|another configuration"):
+        with pytest.raises(ConfigError, match=r"other settings|another configuration"):
             here(tmp_path, out, seeds=seeds, changed="training.learning_rate=1e-4")
 
     (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
