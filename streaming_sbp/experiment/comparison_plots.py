@@ -90,8 +90,8 @@ def _gain_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
     if served:
         main = experiment.arms[experiment.main].title
         text += (
-            f" Left of the dotted line, the first snapshot of {main}, arms differ only in how they are regularised; "
-            "repetition is tuned for its end."
+            f" Left of the dotted line, the first snapshot of {main}, arms differ only in their real text and in how "
+            "they are regularised; repetition is tuned for its end."
         )
     return to_plot("gain-tokens", "What is gained over repetition, and when", text, figure)
 
