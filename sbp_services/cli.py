@@ -135,10 +135,13 @@ def experiment(
     """
     from sbp_services import experiment as service
     from streaming_sbp.experiment import arms as experiments
+    from streaming_sbp.experiment import results
 
     chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
-    found = experiments.load(name, scale, seeds, chosen, tuple(overrides or ()))
-    sys.exit(service.main(found, out or Path("experiments", f"{found.name}-{scale}"), cores))
+    out = out or Path("experiments", f"{Path(name).stem}-{scale}")
+    beside = {trial.arm for trial in results.load_trials(out / "results.json")}
+    found = experiments.load(name, scale, seeds, chosen, tuple(overrides or ()), beside)
+    sys.exit(service.main(found, out, cores))
 
 
 # --- one role each ---

@@ -87,7 +87,8 @@ class ExperimentRunner:
 
     def _run(self) -> int:
         self._recorded = results.load_trials(self.out / "results.json")
-        self._say(f"{self.experiment.title}: {len(self.experiment.arms)} arms, seeds {self.experiment.num_seeds}")
+        self._say(f"{self.experiment.title}: {len(self.experiment.to_run)} arms, seeds {self.experiment.num_seeds}")
+        self._take_over()
         for key, names in self.experiment.own_settings.items():
             self._say(f"{key}: not for {', '.join(names)}, which has its own")
         with self._signals():
@@ -97,11 +98,22 @@ class ExperimentRunner:
                     break
         return self._conclude()
 
+    def _take_over(self) -> None:
+        """What earlier calls have found for arms that this one does not run."""
+        for trial, found in self._recorded.items():
+            if trial.arm not in self.experiment.beside:
+                continue
+            wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
+            if changes := arms.changes(found.settings, wanted):
+                self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
+            else:
+                self._found[trial] = found
+
     # --- trials ---
 
     def _run_seed(self, seed: int) -> None:
         """All trials of a seed; with the first one, also those of the points of grids."""
-        waiting = [trial for arm in self.experiment.arms for trial in self._wanted(arm, seed)]
+        waiting = [trial for arm in self.experiment.to_run for trial in self._wanted(arm, seed)]
         self._ingest(seed)
         said = time.monotonic()
         while (waiting or self._running) and not self._stopping:
@@ -127,8 +139,7 @@ class ExperimentRunner:
 
     def _ingest(self, seed: int) -> None:
         """The real text of all arms; the baseline's first, for all others use its tokenizer."""
-        arms = [self.experiment.baseline, *(a for a in self.experiment.arms if a != self.experiment.baseline)]
-        for arm in arms:
+        for arm in sorted(self.experiment.to_run, key=lambda arm: arm != self.experiment.baseline):
             trial = self.experiment.trials(arm, seed)[0]
             made = ingest(self.experiment.run_config(trial, self.out, "given").data)
             if not made.existed:
@@ -309,7 +320,7 @@ class ExperimentRunner:
         return core_seconds / self._num_cores, known
 
     def _first_points(self, seed: int) -> Iterator[Trial]:
-        return (self.experiment.trials(arm, seed)[0] for arm in self.experiment.arms)
+        return (self.experiment.trials(arm, seed)[0] for arm in self.experiment.to_run)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ Every trial, an arm with one point of its grid and one seed, is an ordinary run 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +121,12 @@ class Experiment:
     main: str
     control: str
     arms: Mapping[str, Arm]  # in the order in which they are reported; baseline and oracle are always among them
+    beside: frozenset[str] = frozenset()  # those of them that are only reported, as far as results are there
     own_settings: Mapping[str, list[str]] = field(default_factory=dict)  # overridden key -> arms that keep their own
+
+    @property
+    def to_run(self) -> list[str]:
+        return [arm for arm in self.arms if arm not in self.beside]
 
     def trials(self, arm: str, seed: int) -> list[Trial]:
         return [Trial(arm, tuple(point.items()), seed) for point in self.arms[arm].points]
@@ -186,12 +191,13 @@ def load(
     num_seeds: int = 0,
     only: tuple[str, ...] = (),
     overrides: tuple[str, ...] = (),
+    beside: Iterable[str] = (),
 ) -> Experiment:
     """A shipped experiment by name, or the TOML file at a path.
 
     ``num_seeds`` and ``only`` (arms, beside baseline and oracle) take the place of what the scale says when they are
-    not 0 or empty; ``overrides``, ``section.key=value``, are settings of all arms that do not set that key themselves.
-    Raises ConfigError.
+    not 0 or empty; ``overrides``, ``section.key=value``, are settings of all arms that do not set that key themselves;
+    ``beside``: arms that are not run, but reported. Raises ConfigError.
     """
     name, file = Path(experiment).stem, _read(experiment)
     _check_names(name, file)
@@ -209,16 +215,26 @@ def load(
                 "out, or say in a TOML file of your own what they should be"
             )
     common = configuration.apply_overrides(merged(file.config, chosen.config), overrides)
+    only_shown = frozenset(beside) & set(file.arms) - set(wanted)
     arms = {}
     for arm in file.arms:
-        if arm in wanted:
+        if arm in wanted or arm in only_shown:
             own = file.arms[arm]
             grid = chosen.grid if arm == file.baseline and chosen.grid is not None else own.grid
             tree = merged(common, own.config)
             arms[arm] = Arm(arm, own.title, tree, grid, own.snapshot_of, own.times_real_text)
     roles = {role: getattr(file, role) for role in ROLES}
     own_settings = _own_settings(name, file, wanted, overrides)
-    return Experiment(name, file.title, scale, num_seeds or chosen.seeds, **roles, arms=arms, own_settings=own_settings)
+    return Experiment(
+        name,
+        file.title,
+        scale,
+        num_seeds or chosen.seeds,
+        **roles,
+        arms=arms,
+        beside=only_shown,
+        own_settings=own_settings,
+    )
 
 
 def _check_names(name: str, file: _File) -> None:

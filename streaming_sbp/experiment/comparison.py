@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -47,7 +47,8 @@ def build(experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[
         "versions": trials[0].versions if trials else {},
     }
     figures = comparison_plots.draw_all(experiment, chosen)
-    return page.write(out, "experiment.html.j2", content, figures, {"estimate": estimate, "share": share})
+    filters = {"estimate": _in_two_lines(estimate), "share": _in_two_lines(share)}
+    return page.write(out, "experiment.html.j2", content, figures, filters)
 
 
 def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
@@ -105,6 +106,11 @@ def share(found: Estimate | None) -> str:
     if found.low is None or found.low == found.high:  # the baseline's and the oracle's own shares
         return mean
     return f"{mean} [{100 * found.low:.0f}, {100 * (found.high or 0.0):.0f}]"
+
+
+def _in_two_lines(shown: Callable[..., str]) -> Callable[..., str]:
+    """The interval below the mean, so that a table of many columns fits a page."""
+    return lambda *values: shown(*values).replace(" [", "\n[")
 
 
 def _belongs(trial: TrialResult, arm: ArmResult) -> bool:

@@ -132,11 +132,9 @@ def line(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def here(folder: Path, out: Path, scale: str = "small", seeds: int = 1, only: str = "", changed: str = "") -> int:
+def here(folder: Path, out: Path, scale: str = "small", seeds: int = 1, only: tuple[str, ...] = (), **more: Any) -> int:
     """The same without a process of its own, where nothing is left to train."""
-    overrides = tuple(filter(None, (changed,)))
-    found = arms.load(str(folder / "own.toml"), scale, seeds, tuple(filter(None, (only,))), overrides)
-    return ExperimentRunner(found, out, 1).run()
+    return ExperimentRunner(arms.load(str(folder / "own.toml"), scale, seeds, only, **more), out, 1).run()
 
 
 def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +163,7 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
 
     for seeds in (1, 2):
         with pytest.raises(ConfigError, match=r"other settings|another configuration"):
-            here(tmp_path, out, seeds=seeds, changed="training.learning_rate=1e-4")
+            here(tmp_path, out, seeds=seeds, overrides=("training.learning_rate=1e-4",))
 
     (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
     with pytest.raises(ConfigError, match=r"not a results\.json of this version"):
@@ -195,9 +193,12 @@ def test_trouble_in_one_arm_is_not_that_of_the_others(
     with open(moved / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another `sbp experiment`"):
-            here(tmp_path, moved, only="refused")
-    assert here(tmp_path, moved, only="refused") == 0  # nothing is left to do but to compare
+            here(tmp_path, moved, only=("refused",))
+    assert here(tmp_path, moved, only=("refused",)) == 0  # nothing is left to do but to compare
     assert "started" not in capsys.readouterr().out
+    assert here(tmp_path, moved, beside=("refused", "no longer there")) == 0  # not asked for, but known
+    compared = json.loads((moved / "results.json").read_text())["arms"]
+    assert {arm["arm"]: arm["seeds"] for arm in compared} == {"few": [0], "all": [0], "refused": [0]}
     with pytest.raises(ConfigError, match="vocab_size"):
         here(tmp_path, moved, scale="other")
     with pytest.raises(ConfigError, match="cannot be written"):
