@@ -90,7 +90,7 @@ class ExperimentRunner:
         self._say(f"{self.experiment.title}: {len(self.experiment.to_run)} arms, seeds {self.experiment.num_seeds}")
         self._take_over()
         for key, names in self.experiment.own_settings.items():
-            self._say(f"{key}: not for {', '.join(names)}, which has its own")
+            self._say(f"{key}: unchanged in {', '.join(names)}, set there")
         with self._signals():
             for seed in range(self.experiment.num_seeds):
                 self._run_seed(seed)
