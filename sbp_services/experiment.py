@@ -104,7 +104,7 @@ class ExperimentRunner:
             if trial.arm not in self.experiment.beside:
                 continue
             wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
-            if changes := arms.changes(found.settings, wanted):
+            if changes := configuration.tree_differences(found.settings, wanted):
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
             else:
                 self._found[trial] = found
@@ -147,11 +147,11 @@ class ExperimentRunner:
 
     def _start_what_fits(self, waiting: list[Trial]) -> None:
         for trial in list(waiting):
-            if self._is_known(trial) or self._lacks_snapshot(trial):
-                waiting.remove(trial)
-                continue
             free = self._num_cores - sum(running.num_cores for running in self._running)
             if free < 1 and self._running:
+                return
+            if self._is_known(trial) or self._lacks_snapshot(trial):
+                waiting.remove(trial)
                 continue
             given = self._given(trial)
             if given is None:
@@ -176,7 +176,9 @@ class ExperimentRunner:
     def _check_unchanged(self, trial: Trial, config: Config) -> None:
         """What there is of the trial must have had these settings, wherever it lay. Raises ConfigError."""
         wanted, file = arms.settings(config), self.out / "results.json"
-        if trial in self._recorded and (changes := arms.changes(self._recorded[trial].settings, wanted)):
+        if trial in self._recorded and (
+            changes := configuration.tree_differences(self._recorded[trial].settings, wanted)
+        ):
             raise ConfigError(
                 f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
                 "that file"
@@ -185,7 +187,7 @@ class ExperimentRunner:
             before = RunDir(config.run.dir).config()
         except ConfigError:
             return  # there is no run yet
-        if changes := arms.changes(arms.settings(before), wanted):
+        if changes := configuration.tree_differences(arms.settings(before), wanted):
             raise ConfigError(
                 f"{trial}: {config.run.dir} was made with another configuration ({'; '.join(changes)}); choose another "
                 "--out, or delete that folder to run this arm again"
@@ -273,14 +275,15 @@ class ExperimentRunner:
         return compared
 
     def _conclude(self) -> int:
-        if self._found:
-            self._show(self._write())
+        compared = self._write() if self._found else []
+        if compared:
+            self._show(compared)
         for trial, reason in self._failed.items():
             self._say(f"FAILED   {trial}: {reason}")
         if self._stopping:
             self._say("stopped: the same command goes on")
-        elif self._found:
-            sys.stdout.write(json.dumps(results.headline(self.experiment, self._write())) + "\n")
+        elif compared:
+            sys.stdout.write(json.dumps(results.headline(self.experiment, compared)) + "\n")
         return int(bool(self._stopping or self._failed))
 
     def _show(self, compared: list[results.ArmResult]) -> None:

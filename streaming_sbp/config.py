@@ -476,13 +476,14 @@ def to_toml(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """One line ``section.key: old -> new`` for every value that differs."""
-    before, after = old.model_dump(), new.model_dump()
-    return [
-        f"{section}.{key}: {before[section][key]!r} -> {after[section][key]!r}"
-        for section in after
-        for key in after[section]
-        if before[section][key] != after[section][key]
-    ]
+    return tree_differences(old.model_dump(), new.model_dump())
+
+
+def tree_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The same of two raw trees; a key that one of them lacks has its default there."""
+    keys = dict.fromkeys((section, key) for tree in (new, old) for section, values in tree.items() for key in values)
+    values = [(f"{s}.{k}", old.get(s, {}).get(k, "default"), new.get(s, {}).get(k, "default")) for s, k in keys]
+    return [f"{name}: {before!r} -> {after!r}" for name, before, after in values if before != after]
 
 
 def _toml_value(text: str) -> Any:

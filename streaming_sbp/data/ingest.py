@@ -191,8 +191,6 @@ def _occupied(path: Path) -> bool:
 
 def _existing(path: Path, settings: dict[str, Any], data: config.Data, extra: Sequence[str]) -> IngestSummary:
     manifest = Dataset.open(path).manifest
-    if _same_tokenizer(manifest, data, extra):
-        settings = {**settings, "tokenizer": manifest.settings.get("tokenizer")}
     default = _settings(config.Data(), ())
     made_with = {**default, **_BEFORE_IT_WAS_KNOWN, **manifest.settings}  # a setting it does not know had no effect
     absent = "not set"
@@ -201,6 +199,7 @@ def _existing(path: Path, settings: dict[str, Any], data: config.Data, extra: Se
         for key in sorted({*settings, *made_with})
         if made_with.get(key, absent) != settings.get(key, absent)
         and not (key not in manifest.settings and settings.get(key) == default.get(key))  # not asked for by anybody
+        and not (key == "tokenizer" and _is_its_tokenizer(manifest, data, extra))
     ]
     if changes:
         raise ConfigError(
@@ -210,12 +209,10 @@ def _existing(path: Path, settings: dict[str, Any], data: config.Data, extra: Se
     return IngestSummary(path, manifest, existed=True, seconds=0.0)
 
 
-def _same_tokenizer(manifest: Manifest, data: config.Data, extra: Sequence[str]) -> bool:
-    """Whether the one that is asked for is that of the data set, wherever it lies now."""
-    asked, made_with = data.tokenizer, manifest.settings.get("tokenizer", TRAIN_TOKENIZER)
-    if TRAIN_TOKENIZER in (asked, made_with) or asked == made_with:
-        return asked == made_with
-    return tokenizer.adopt(asked, extra).digest == manifest.tokenizer_digest
+def _is_its_tokenizer(manifest: Manifest, data: config.Data, extra: Sequence[str]) -> bool:
+    """Whether the one that is asked for is that of the data set, though it lies elsewhere now."""
+    adopted = _adopted_tokenizer(data, extra)
+    return adopted is not None and adopted.digest == manifest.tokenizer_digest
 
 
 def _settings(data: config.Data, extra_special_tokens: Sequence[str]) -> dict[str, Any]:

@@ -59,11 +59,6 @@ class _Arm(_Part):
     times_real_text: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     scales: list[str] = []
 
-    @property
-    def own_keys(self) -> set[str]:
-        """Settings that overrides for all arms do not reach."""
-        return {f"{section}.{key}" for section, values in self.config.items() for key in values} | set(self.grid)
-
 
 class _File(_Part):
     title: str
@@ -173,13 +168,6 @@ def settings(config: Config) -> Tree:
     return config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
 
 
-def changes(old: Tree, new: Tree) -> list[str]:
-    """One line ``section.key: old -> new`` for each of `settings` that differs."""
-    keys = sorted({(section, key) for tree in (old, new) for section, values in tree.items() for key in values})
-    values = [(f"{s}.{k}", old.get(s, {}).get(k, "default"), new.get(s, {}).get(k, "default")) for s, k in keys]
-    return [f"{key}: {before!r} -> {after!r}" for key, before, after in values if before != after]
-
-
 def names() -> list[str]:
     """The shipped experiments."""
     return configuration.preset_names(PRESETS)
@@ -224,7 +212,7 @@ def load(
             tree = merged(common, own.config)
             arms[arm] = Arm(arm, own.title, tree, grid, own.snapshot_of, own.times_real_text)
     roles = {role: getattr(file, role) for role in ROLES}
-    own_settings = _own_settings(name, file, wanted, overrides)
+    own_settings = _own_settings(name, file, [arms[arm] for arm in wanted], overrides)
     return Experiment(
         name,
         file.title,
@@ -268,12 +256,17 @@ def _mode(file: _File, arm: str) -> str:
     return str(merged(file.config, file.arms[arm].config).get("synthesizer", {}).get("mode", "tuned"))
 
 
-def _own_settings(name: str, file: _File, wanted: list[str], overrides: tuple[str, ...]) -> dict[str, list[str]]:
+def _own_settings(name: str, file: _File, wanted: list[Arm], overrides: tuple[str, ...]) -> dict[str, list[str]]:
     """Overridden keys that some arms set themselves. Raises ConfigError for a key that each trial has its own of."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     if taken := sorted(set(keys) & set(OF_THE_TRIAL)):
         raise ConfigError(f"{name}: {', '.join(taken)}: each trial has its own; see --out and --seeds")
-    found = {key: [arm for arm in file.arms if arm in wanted and key in file.arms[arm].own_keys] for key in keys}
+    own = {
+        arm.name: {f"{section}.{key}" for section, values in file.arms[arm.name].config.items() for key in values}
+        | set(arm.grid)
+        for arm in wanted
+    }
+    found = {key: [arm for arm in own if key in own[arm]] for key in keys}
     return {key: arms for key, arms in found.items() if arms}
 
 
