@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,6 +43,12 @@ STOP_TIMEOUT_S = 120.0
 COMMAND = shlex.join(["sbp", *sys.argv[1:]])
 
 
+class Progress(NamedTuple):
+    state: str  # of the run
+    tokens: int  # trained
+    waits: str = ""  # the trainer, "for the first snapshot"
+
+
 @dataclass
 class Running:
     trial: Trial
@@ -56,7 +63,7 @@ class Running:
 
     @property
     def tokens(self) -> int:
-        return _progress(self.config)[1]
+        return _progress(self.config).tokens
 
 
 class ExperimentRunner:
@@ -167,7 +174,7 @@ class ExperimentRunner:
         config = self.experiment.run_config(trial, self.out, "given")
         self._check_unchanged(trial, config)
         source = self._source(trial)
-        if _progress(config)[0] == "done" and (source is None or source in self._found):
+        if _progress(config).state == "done" and (source is None or source in self._found):
             self._read(trial, config)
         elif trial in self._recorded:
             self._keep(self._recorded[trial])
@@ -236,12 +243,12 @@ class ExperimentRunner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._running.append(Running(trial, config, process, time.monotonic(), _progress(config)[1]))
+        self._running.append(Running(trial, config, process, time.monotonic(), _progress(config).tokens))
         self._say(f"started  {trial}")
 
     def _ended(self, running: Running) -> None:
         trial, log = running.trial, self._file(running.trial, ".log")
-        if running.process.returncode != 0 or _progress(running.config)[0] != "done":
+        if running.process.returncode != 0 or _progress(running.config).state != "done":
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
             reason = f"`sbp run` ended with {running.process.returncode}; {log}: " + " / ".join(last)
             self._failed[trial] = reason
@@ -307,9 +314,9 @@ class ExperimentRunner:
         """Of the whole experiment, at the rates so far, 0 before there is any; whether each kind of trial has one."""
         rates = dict(self._rates)
         for r in self._running:
-            seconds = time.monotonic() - r.started
-            if seconds > SAY_EVERY_S and r.tokens > r.tokens_before:
-                rates.setdefault(r.num_cores, (r.tokens - r.tokens_before) / seconds)
+            seconds, now = time.monotonic() - r.started, _progress(r.config)
+            if seconds > SAY_EVERY_S and now.tokens > r.tokens_before and not now.waits:
+                rates.setdefault(r.num_cores, (now.tokens - r.tokens_before) / seconds)
         if not rates:
             return 0.0, False
         later = [trial for s in range(seed + 1, self.experiment.num_seeds) for trial in self._first_points(s)]
@@ -318,7 +325,7 @@ class ExperimentRunner:
             config = self.experiment.run_config(trial, self.out, "given")
             cores = _cores_of(config)
             known &= cores in rates
-            left = config.training.total_tokens - _progress(config)[1]
+            left = config.training.total_tokens - _progress(config).tokens
             core_seconds += max(left, 0) / rates.get(cores, max(rates.values())) * min(cores, self._num_cores)
         return core_seconds / self._num_cores, known
 
@@ -353,8 +360,10 @@ def _command(file: Path) -> list[str]:
 
 
 def _position(running: Running) -> str:
-    tokens, total = running.tokens, running.config.training.total_tokens
-    return f"{quantity(tokens)} of {quantity(total)} tokens" if tokens < total else "trained, ending"
+    now, total = _progress(running.config), running.config.training.total_tokens
+    if now.tokens >= total:
+        return "trained, ending"
+    return f"{quantity(now.tokens)} of {quantity(total)} tokens" + (f", waits {now.waits}" if now.waits else "")
 
 
 def _cores_of(config: Config) -> int:
@@ -362,13 +371,14 @@ def _cores_of(config: Config) -> int:
     return 1 if config.synthesizer.mode == "off" else 2
 
 
-def _progress(config: Config) -> tuple[str, int]:
-    """State of the run, and the tokens that it has trained."""
+def _progress(config: Config) -> Progress:
     try:
-        run = collect(RunDir(config.run.dir))["run"]
+        status = collect(RunDir(config.run.dir))
     except ConfigError:
-        return "new", 0
-    return run["state"], run["tokens"] or 0
+        return Progress("new", 0)
+    trainer = status["roles"]["trainer"]
+    waits = (trainer["detail"] or "") if trainer["state"] == "waiting" else ""
+    return Progress(status["run"]["state"], status["run"]["tokens"] or 0, waits)
 
 
 def main(experiment: Experiment, out: Path, num_cores: int = 0) -> int:
