@@ -39,6 +39,7 @@ MIX = {
     "deviation_tokens": "deviation_tokens",
     "debt_tokens": "debt_tokens",
     "forgiven_tokens": "forgiven_tokens",
+    "truncated_tokens": "truncated_tokens",
     "trained_tokens": "trained_tokens",
 }
 # A process that started later than its status file was written is another program with the same pid. The kernel gives
@@ -79,7 +80,7 @@ class StatusCollector:
             "run": self._run_part(config, roles, trainer),
             "ledger": self._ledger(trainer),
             "mix": self._mix(config, trainer),
-            "snapshots": self._snapshots_part(trainer),
+            "snapshots": self._snapshots_part(trainer, files.get("tuner", {}).get("facts", {})),
             "loss": self._loss(trainer),
             "throughput": self._throughput(trainer, files, roles),
             "roles": roles,
@@ -127,12 +128,14 @@ class StatusCollector:
         mix = {key: said.get(key) if said else self._trainer.newest(field) for key, field in MIX.items()}
         return mix | {"pair_share": config.mix.pair_share}
 
-    def _snapshots_part(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def _snapshots_part(self, trainer: dict[str, Any], tuner: dict[str, Any]) -> dict[str, Any]:
         return {
             "published": self._snapshots.verdicts["published"],
             "quarantined": self._snapshots.verdicts["quarantined"],
             "swapped_in": len(self._snapshots.swapped_in),
-            "trained_from": facts.get("snapshots", {}).get("trained_from"),
+            "trained_from": trainer.get("snapshots", {}).get("trained_from"),
+            "tuned_tokens": tuner.get("tuned_tokens"),
+            "compute_share": tuner.get("compute_share"),
             "newest": self._newest_snapshot(),
         }
 

@@ -123,6 +123,7 @@ class TrainingReport:
                 "deviation_tokens": mix["deviation_tokens"],
                 "debt_tokens": mix["debt_tokens"],
                 "forgiven_tokens": mix["forgiven_tokens"],
+                "truncated_tokens": mix["truncated_tokens"],
                 "trained_tokens": dict(trained.tokens),
             },
             "loss": {
@@ -192,6 +193,7 @@ class TrainingReport:
             "debt_tokens": mixer.debt_tokens,
             "forgiven_tokens": mixer.forgiven_tokens,
             "starved_documents": mixer.starved_documents,
+            "truncated_tokens": self._trainer.batches.packer.truncated_tokens,
         }
 
     def _optimizer(self) -> dict[str, Any]:

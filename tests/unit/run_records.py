@@ -197,6 +197,7 @@ class FakeRun:
             "deviation_tokens": abs(self.random.gauss(0, 90)) if mixed > 0 else 0.0,
             "debt_tokens": 0,
             "forgiven_tokens": 0,
+            "truncated_tokens": 12,
             "learning_rate": 3e-3,
             "gradient_norm": 0.9,
             "tokens_per_second": SECOND_TOKENS + 900 * noise / 0.05,
@@ -237,7 +238,10 @@ class FakeRun:
                 "current": fields["current_share"],
                 "realised": fields["realised_share"],
                 "trained_tokens": fields["trained_tokens"],
-                **{key: fields[key] for key in ("deviation_tokens", "debt_tokens", "forgiven_tokens")},
+                **{
+                    key: fields[key]
+                    for key in ("deviation_tokens", "debt_tokens", "forgiven_tokens", "truncated_tokens")
+                },
             },
             "loss": {
                 "train_real": fields["loss"]["real"],
@@ -283,7 +287,7 @@ class FakeRun:
             "done" if self.finished else "running",
             detail="tuning the checkpoint at 5.5M tokens, held-out pair loss 2.471",
             progress={"done": 240_000, "total": 400_000, "unit": "tokens"},
-            facts={"published": 3, "quarantined": 1},
+            facts={"published": 3, "quarantined": 1, "tuned_tokens": 960_000, "compute_share": 0.16},
         )
 
     def _verdict(

@@ -90,7 +90,7 @@ def test_whole_documents_follow_the_distribution_of_the_plain_definition(tempera
     engine = TransformersEngine(device, "fp32", 512, TINY)
     engine.load(tmp_path)
     sampling = Sampling(temperature, top_p, top_k, max_new_tokens=3)
-    prompts = [[1, 5, 9, 3], [1, 7, 3], [1, 12, 4, 4, 8, 11, 3]]
+    prompts = [[1, 5, 9, 3], [1, 7, 3], [1], [1, 12, 4, 4, 8, 11, 3]]
     forbidden = [TINY.pad_id, TINY.bos_id, TINY.sep_id, *range(TINY.vocab_size, 20)]
     sampled = generate(engine, prompts * 6000, sampling, seed=11)
     for k, prompt in enumerate(prompts):
@@ -105,7 +105,7 @@ def test_whole_documents_follow_the_distribution_of_the_plain_definition(tempera
 def test_log_probs_are_those_of_a_separate_forward_pass(family, num_kv_heads, device, tokenizer, tmp_path):
     model = make_model(tokenizer.vocab_size, family=family, num_kv_heads=num_kv_heads)
     engine = engine_of(model, tokenizer, tmp_path, num_rows=3, device=device)
-    prompts = random_prompts(tokenizer, [3, 130, 2, 64, 65, 66, 20])
+    prompts = [[tokenizer.bos_id], *random_prompts(tokenizer, [3, 130, 2, 64, 65, 66, 20])]
     sampled = generate(engine, prompts, Sampling(0.8, 0.9, 0, max_new_tokens=90), seed=1)
     for prompt, document in zip(prompts, sampled, strict=True):
         assert len(document.tokens) == 90 or document.finished

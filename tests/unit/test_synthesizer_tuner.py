@@ -231,3 +231,15 @@ def test_in_joint_mode_a_checkpoint_is_judged_as_it_is(tiny_config):
     assert judged["verdict"] == "quarantined"  # random weights do not use the seed document
     assert any("unrelated seed documents" in reason for reason in judged["reasons"])
     assert checkpoint.exists()
+
+
+def test_an_unconditional_synthesizer_is_the_checkpoint_without_seed_documents(tiny_config):
+    lenient = ("gate.max_empty_share=1.0", "gate.max_length_ratio=1000", "gate.min_length_ratio=0")
+    run = make_run(tiny_config, 'synthesizer.mode="unconditional"', "gate.min_distinct_ratio=0", *lenient)
+    write_pairs(run)
+    write_checkpoint(run, 10, 5000)
+    facts = serve(run, waits_for("at least 5,001"))["facts"]
+    (judged,) = snapshot_records(run)
+    assert facts["tuned_tokens"] == judged["tuned_tokens"] == 0
+    assert judged["measures"]["pair_loss"] == judged["measures"]["unrelated_pair_loss"]
+    assert judged["verdict"] == "published", judged["reasons"]

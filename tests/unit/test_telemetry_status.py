@@ -78,6 +78,8 @@ def test_a_run_that_never_ran(tmp_path):
         "quarantined": 0,
         "swapped_in": 0,
         "trained_from": None,
+        "tuned_tokens": None,
+        "compute_share": None,
         "newest": None,
     }
     assert status["events"] == []
@@ -99,9 +101,11 @@ def test_an_ended_run(ended):
     assert status["mix"]["scheduled"] == SHARE
     assert status["mix"]["realised"] == pytest.approx(SHARE, abs=0.001)
     assert sum(status["mix"]["trained_tokens"].values()) == tokens
+    assert status["mix"]["truncated_tokens"] == 12
     snapshots = status["snapshots"]
     assert (snapshots["published"], snapshots["quarantined"], snapshots["swapped_in"]) == (3, 1, 3)
     assert snapshots["trained_from"] == {DIGESTS[0]: 400, DIGESTS[2]: 800, DIGESTS[3]: 1200}
+    assert (snapshots["tuned_tokens"], snapshots["compute_share"]) == (960_000, 0.16)
     assert (snapshots["newest"]["version"], snapshots["newest"]["parent_tokens"]) == (3, 4_000_000)
     assert snapshots["newest"]["age_s"] == pytest.approx(300 - (200 + 2 + 33 + 4), abs=2)
     assert status["throughput"]["tokens_per_second"] == pytest.approx(SECOND_TOKENS, rel=1e-3)

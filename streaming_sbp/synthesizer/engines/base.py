@@ -58,10 +58,10 @@ class Engine(Protocol):
 def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
     """Raises ValueError for prompts that are too short, or do not fit into ``limit`` tokens with what is sampled."""
     shortest, longest = min(map(len, prompts), default=0), max(map(len, prompts), default=0)
-    if shortest < 2 or longest + sampling.max_new_tokens > limit + 1:
+    if shortest < 1 or longest + sampling.max_new_tokens > limit + 1:
         raise ValueError(
             f"{len(prompts)} prompts of {shortest} to {longest} tokens and {sampling.max_new_tokens} new ones: "
-            f"expected some of 2 or more, and together at most max_position_embeddings = {limit}; shorten "
+            f"expected some of 1 or more, and together at most max_position_embeddings = {limit}; shorten "
             "prompts or max_new_tokens"
         )
 

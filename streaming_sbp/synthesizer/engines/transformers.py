@@ -100,15 +100,18 @@ class TransformersEngine:
         return False
 
     def _prefill(self, admitted: list[tuple[int, Sequence[int]]], cache: BlockCache) -> None:
-        """Store the keys and values of (row, prompt without its last token)."""
+        """Store the keys and values of (row, prompt without its last token); a prompt of one token has none."""
         assert self._model is not None
         tokens: list[int] = []
         positions: list[int] = []
         spans: list[tuple[int, int, int]] = []
         for row, prompt in admitted:
-            spans.append((row, len(tokens), len(tokens) + len(prompt)))
-            tokens += prompt
-            positions += range(len(prompt))
+            if prompt:
+                spans.append((row, len(tokens), len(tokens) + len(prompt)))
+                tokens += prompt
+                positions += range(len(prompt))
+        if not spans:
+            return
         cache.begin_prefill(spans)
         self._model.base_model(
             input_ids=torch.tensor([tokens], device=self._device),
