@@ -341,6 +341,15 @@ def peek(
     run_dir = RunDir(run)
     console = Console()
     console.print(peeking.render(peeking.sample(run_dir, count, seed)))
+    _say_why_nothing_synthetic(run_dir, console)
+
+
+def _say_why_nothing_synthetic(run: RunDir, console: Console) -> None:
+    from streaming_sbp.experiment.advice import why_nothing_synthetic
+    from streaming_sbp.telemetry.status import collect
+
+    if why := why_nothing_synthetic(run.config(), collect(run)):
+        console.print(f"no snapshot: {escape(why)}", soft_wrap=True)
 
 
 @app.command("eval")
@@ -394,7 +403,11 @@ def snapshots(
         from streaming_sbp.experiment import quality as table
 
         found = table.quality(RunDir(run))
-        typer.echo(json.dumps(found, indent=1)) if as_json else Console().print(table.render(found))
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+        else:
+            Console().print(table.render(found))
+            _say_why_nothing_synthetic(RunDir(run), Console())
         return
     manager = manage.Manager(RunDir(run))
     if compare:
@@ -410,7 +423,11 @@ def snapshots(
     elif quarantine:
         manager.quarantine(quarantine)
     listing = manager.listing()
-    typer.echo(json.dumps(listing, indent=1)) if as_json else Console().print(manage.render_listing(listing))
+    if as_json:
+        typer.echo(json.dumps(listing, indent=1))
+    else:
+        Console().print(manage.render_listing(listing))
+        _say_why_nothing_synthetic(RunDir(run), Console())
 
 
 @app.command()

@@ -16,6 +16,7 @@ from streaming_sbp.config import Config
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import IngestProgress, IngestSummary
 from streaming_sbp.data.ingest import ingest as ingest_data
+from streaming_sbp.experiment import advice
 from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
@@ -72,9 +73,12 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
 
 def _conclude(run: RunDir, console: Console) -> int:
     """Say where the results are, and what to do next."""
-    report, sbp = build_report(run), program()
-    state = collect(run)["run"]["state"]
-    console.print(f"\n[bold]report[/]   {report}")
+    report, sbp, status = build_report(run), program(), collect(run)
+    state = status["run"]["state"]
+    console.print()
+    if run.config().synthesizer.mode != "off" and (why := advice.why_nothing_synthetic(run.config(), status)):
+        console.print(f"[bold yellow]no synthetic text:[/] {escape(why)}", soft_wrap=True)
+    console.print(f"[bold]report[/]   {report}")
     if state == "done":
         console.print(f"[bold]model[/]    {run.path / 'model'}   (a Hugging Face folder)")
     else:

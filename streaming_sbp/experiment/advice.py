@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from streaming_sbp.config import Config
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import SILENT_AFTER_S, Status, is_silent
-from streaming_sbp.telemetry.text import decimal, duration, quantity, size, whole
+from streaming_sbp.telemetry.text import counted, decimal, duration, quantity, size, whole
 
 NOTICEABLE_SHARE = 0.02  # a realised share further below its schedule means that synthesis did not keep up ...
 SETTLED_SHARE = 0.2  # ... once so much of the schedule is over: generators begin late, and the mix pays that back
@@ -63,6 +63,24 @@ def repairs(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
         reason = f"Most candidates failed the gate (see the timeline for the measures): tune longer, or later.{stop}"
         found.append(Suggestion(reason, f"sbp run --config {config_argument} {more}"))
     return found
+
+
+def why_nothing_synthetic(config: Config, status: Status) -> str:
+    """Why no snapshot has been published; empty when one has, or when none is wanted."""
+    snapshots, tuner = status["snapshots"], status["roles"]["tuner"]
+    if snapshots["published"]:
+        return ""
+    if config.synthesizer.mode == "off":
+        return 'synthesizer.mode = "off": real text only'
+    if (refused := snapshots["newest_quarantined"]) is not None:
+        count = counted(snapshots["quarantined"], "candidate")
+        return f"the gate refused {count}, the last one for: {'; '.join(refused['reasons'] or ())}"
+    doing = tuner["detail"] or "nothing"
+    if tuner["state"] == "failed":
+        return f"the tuner failed: {doing}"
+    if tuner["state"] is None:
+        return "the tuner was never started"
+    return f"the tuner waited {doing}" if doing.startswith("for ") else f"the tuner had not finished: {doing}"
 
 
 def _is_behind(status: Status) -> bool:

@@ -137,6 +137,7 @@ class StatusCollector:
             "tuned_tokens": tuner.get("tuned_tokens"),
             "compute_share": tuner.get("compute_share"),
             "newest": self._newest_snapshot(),
+            "newest_quarantined": self._newest_quarantined(),
         }
 
     def _newest_snapshot(self) -> dict[str, Any] | None:
@@ -145,6 +146,10 @@ class StatusCollector:
             return None
         kept = {key: record.get(key) for key in ("digest", "version", "parent_tokens", "measures")}
         return kept | {"age_s": max(0.0, time.time() - record["time"])}
+
+    def _newest_quarantined(self) -> dict[str, Any] | None:
+        record = self._snapshots.newest_quarantined
+        return None if record is None else {key: record.get(key) for key in ("digest", "parent_tokens", "reasons")}
 
     def _loss(self, facts: dict[str, Any]) -> dict[str, Any]:
         said, evaluations = facts.get("loss", {}), self._trainer.evaluations

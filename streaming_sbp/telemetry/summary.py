@@ -62,6 +62,7 @@ class SnapshotSummary:
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
         self.newest: Record | None = None
+        self.newest_quarantined: Record | None = None
         self.swapped_in: set[str] = set()
 
     def add(self, record: Record) -> None:
@@ -69,6 +70,8 @@ class SnapshotSummary:
             self.verdicts[record.get("verdict", "")] += 1
             if record.get("verdict") == "published":
                 self.newest = record
+            else:
+                self.newest_quarantined = record
         elif record["event"] == "swap":
             self.swapped_in.add(record.get("digest", ""))
 

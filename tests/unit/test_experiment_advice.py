@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from streaming_sbp import config as configuration
-from streaming_sbp.experiment.advice import repairs, suggest
+from streaming_sbp.experiment.advice import repairs, suggest, why_nothing_synthetic
 from streaming_sbp.telemetry.status import collect
 from tests.unit.run_records import FakeRun, make_run
 
@@ -160,3 +160,22 @@ def test_a_disk_without_room_for_a_few_checkpoints(run):
     assert found.command == f"df -h {shlex.quote(str(run.path))}"
     status["run"]["state"] = "done"
     assert repairs(run, run.config(), status) == []
+
+
+@pytest.mark.parametrize(
+    ("quarantined", "state", "detail", "words"),
+    [
+        (2, "waiting", "for a checkpoint", "the gate refused 2 candidates, the last one for: copied_share = 0.4"),
+        (0, "failed", "no vLLM", "the tuner failed: no vLLM"),
+        (0, "stopped", "for pairs: the table has 0", "the tuner waited for pairs: the table has 0"),
+        (0, "stopped", "tuning step-1", "the tuner had not finished: tuning step-1"),
+        (0, None, None, "the tuner was never started"),
+    ],
+)
+def test_why_there_is_no_synthetic_text(run, quarantined, state, detail, words):
+    config, status = run.config(), collect(run)
+    assert why_nothing_synthetic(config, status) == ""
+    refused = {"digest": "a", "parent_tokens": 1, "reasons": ["copied_share = 0.4"]} if quarantined else None
+    status["snapshots"] |= {"published": 0, "quarantined": quarantined, "newest_quarantined": refused}
+    status["roles"]["tuner"] |= {"state": state, "detail": detail}
+    assert why_nothing_synthetic(config, status).startswith(words)

@@ -81,6 +81,7 @@ def test_a_run_that_never_ran(tmp_path):
         "tuned_tokens": None,
         "compute_share": None,
         "newest": None,
+        "newest_quarantined": None,
     }
     assert status["events"] == []
 
@@ -105,6 +106,7 @@ def test_an_ended_run(ended):
     snapshots = status["snapshots"]
     assert (snapshots["published"], snapshots["quarantined"], snapshots["swapped_in"]) == (3, 1, 3)
     assert snapshots["trained_from"] == {DIGESTS[0]: 400, DIGESTS[2]: 800, DIGESTS[3]: 1200}
+    assert snapshots["newest_quarantined"]["parent_tokens"] == 1_500_000
     assert (snapshots["tuned_tokens"], snapshots["compute_share"]) == (960_000, 0.16)
     assert (snapshots["newest"]["version"], snapshots["newest"]["parent_tokens"]) == (3, 4_000_000)
     assert snapshots["newest"]["age_s"] == pytest.approx(300 - (200 + 2 + 33 + 4), abs=2)
