@@ -20,6 +20,8 @@ from streaming_sbp.experiment import advice
 from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
+from streaming_sbp.synthesizer.engines import require_installed
+from streaming_sbp.synthesizer.given import require_model
 from streaming_sbp.telemetry import sinks
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.view import LastingConsole, LiveView
@@ -57,6 +59,10 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     console = LastingConsole()
     for sink in sinks.wanted(config.telemetry):
         sinks.require_installed(sink)
+    if config.synthesizer.mode != "off":
+        require_installed(config.generator)
+    if config.synthesizer.mode == "given":
+        require_model(config.synthesizer)
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)

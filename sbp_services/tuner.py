@@ -25,6 +25,7 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling
 from streaming_sbp.synthesizer.gate import Verdict, decide
+from streaming_sbp.synthesizer.given import require_model
 from streaming_sbp.synthesizer.prompt import Mismatched, Pairs, PairSequences, Prompter, training_pairs
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import Quarantine
@@ -136,7 +137,7 @@ class TunerService(Service):
 
     def _take_given(self) -> str:
         """Begin with `synthesizer.snapshot`. Raises ConfigError when it is no model of this data set's tokenizer."""
-        folder = Path(self.config.synthesizer.snapshot)
+        folder = require_model(self.config.synthesizer)
         try:
             model = self._read_model(folder)
             digest = Tokenizer.load(folder).digest

@@ -342,6 +342,21 @@ class Config(Section):
                 f"generator.max_new_tokens = {self.generator.max_new_tokens}: expected at most "
                 f"stream.max_document_tokens = {self.stream.max_document_tokens}"
             )
+        if self.generator.min_new_tokens > self.generator.max_new_tokens:
+            raise ValueError(
+                f"generator.min_new_tokens = {self.generator.min_new_tokens}: expected at most "
+                f"generator.max_new_tokens = {self.generator.max_new_tokens}, or every document is too short"
+            )
+        if self.gate.min_length_ratio > self.gate.max_length_ratio:
+            raise ValueError(
+                f"gate.min_length_ratio = {self.gate.min_length_ratio:g}: expected at most gate.max_length_ratio = "
+                f"{self.gate.max_length_ratio:g}, or nothing passes the gate"
+            )
+        if 0 < self.stream.max_staleness_tokens < self.checkpoint.every_tokens:
+            raise ValueError(
+                f"stream.max_staleness_tokens = {self.stream.max_staleness_tokens}: expected 0 (no limit) or at least "
+                f"checkpoint.every_tokens = {self.checkpoint.every_tokens}, for snapshots are tuned from checkpoints"
+            )
         mode, pair_share = self.synthesizer.mode, self.mix.pair_share
         if mode != "off" and (mode == "joint") != (pair_share > 0):
             raise ValueError(

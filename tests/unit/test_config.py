@@ -142,3 +142,16 @@ def test_true_is_no_number(override):
     with pytest.raises(ConfigError, match=rf"{override.split('=')[0]} = (True|False): expected a number"):
         config.load(overrides=[override])
     assert config.load(overrides=["telemetry.tensorboard=true"]).telemetry.tensorboard is True
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["generator.min_new_tokens=500"], "min_new_tokens = 500: expected at most generator.max_new_tokens = 192"),
+        (["gate.min_length_ratio=1", "gate.max_length_ratio=0.5"], "expected at most gate.max_length_ratio = 0.5"),
+        (["stream.max_staleness_tokens=1"], "max_staleness_tokens = 1: expected 0 .* or at least checkpoint.every_tok"),
+    ],
+)
+def test_settings_with_which_nothing_synthetic_can_come_are_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        config.load(overrides=overrides)

@@ -17,7 +17,7 @@ from tests.unit.synthesizer_models import chi_square_p, exact_documents, make_mo
 IDS = SimpleNamespace(pad_id=0, bos_id=1, eos_id=2, sep_id=3, vocab_size=24)
 MODEL_VOCAB = 32
 FORBIDDEN = [IDS.pad_id, IDS.bos_id, IDS.sep_id, *range(IDS.vocab_size, MODEL_VOCAB)]
-PROMPTS = [[1, 5, 9, 3], [1, 7, 3], [1, 12, 4, 4, 8, 11, 20, 6, 3]]
+PROMPTS = [[1, 5, 9, 3], [1, 7, 3], [1], [1, 12, 4, 4, 8, 11, 20, 6, 3]]
 
 
 def make(seed=0, **options):

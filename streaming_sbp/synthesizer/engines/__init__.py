@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from streaming_sbp import config
+from streaming_sbp.config import ConfigError
 from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.synthesizer.engines.base import Engine
 
 
+def require_installed(generator: config.Generator) -> None:
+    """Raises ConfigError when the engine's package is not installed. Loads nothing."""
+    if generator.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "generator.engine = \"vllm\": the package vllm is not installed: pip install 'streaming-sbp[vllm]' (on a "
+            'processor: docs/dependencies.md), or use "transformers"'
+        )
+
+
 def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:
-    """Raises ConfigError when the engine's package is not installed."""
+    """Raises ConfigError when the engine's package is not installed, or cannot be imported."""
     from streaming_sbp.training.model import choose_device, choose_precision
 
     device = choose_device(generator.device)
     precision = choose_precision(generator.precision, device)
+    require_installed(generator)
     if generator.engine == "vllm":
         from streaming_sbp.synthesizer.engines.vllm import VllmEngine
 
