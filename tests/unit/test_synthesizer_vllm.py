@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite_are_an_error(engine, folders, tmp_path):
     with pytest.raises(FloatingPointError, match="finite"):
         documents(engine)
     engine.load(folders / "0")
-    assert len(documents(engine)) == 3
+    assert len(documents(engine)) == len(PROMPTS)
 
 
 def test_prompts_that_do_not_fit_are_an_error(engine):
