@@ -57,11 +57,12 @@ class TrainerSummary:
 
 
 class SnapshotSummary:
-    """Published and quarantined by the tuner, swapped in by generators."""
+    """Published and quarantined by the tuner, announced by the trainer, swapped in by generators."""
 
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
         self.newest: Record | None = None
+        self.announced: Record | None = None
         self.swapped_in: set[str] = set()
 
     def add(self, record: Record) -> None:
@@ -69,6 +70,8 @@ class SnapshotSummary:
             self.verdicts[record.get("verdict", "")] += 1
             if record.get("verdict") == "published":
                 self.newest = record
+        elif record["event"] == "announced":
+            self.announced = record
         elif record["event"] == "swap":
             self.swapped_in.add(record.get("digest", ""))
 
@@ -131,7 +134,11 @@ def describe(role: str, record: Record) -> Event | None:
 def _snapshot(record: Record) -> tuple[str, str]:
     parent = quantity(record.get("parent_tokens"))
     if record.get("verdict") == "published":
-        return f"published snapshot v{record.get('version')} from {parent} tokens", "good"
+        said = f"published snapshot v{record.get('version')} from {parent} tokens"
+        if record.get("serves", True):
+            return said, "good"
+        why = "another one is pinned" if record.get("pinned") else "it was found bad before"
+        return f"{said}; it does not serve: {why}", "plain"
     reasons = "; ".join(map(str, record.get("reasons") or ())) or "no reason recorded"
     return f"quarantined a snapshot from {parent} tokens: {reasons}", "bad"
 
@@ -186,5 +193,7 @@ _DESCRIPTIONS = {
     "swap_failed": lambda r: (f"could not load a snapshot: {r.get('reason')}", "bad"),
     "announced": _announced,
     "drift": _drift,
+    "store_unavailable": lambda r: (f"no answer of the {r.get('reason')}", "bad"),
+    "store_available": lambda r: ("the snapshot store answers again", "good"),
     "history_changed": lambda r: (f"steps could not be repeated as they were: {r.get('reason')}", "bad"),
 }
