@@ -134,6 +134,7 @@ class StatusCollector:
             "swapped_in": len(self._snapshots.swapped_in),
             "trained_from": facts.get("snapshots", {}).get("trained_from"),
             "newest": self._newest_snapshot(),
+            "serving": self._serving_snapshot(facts),
         }
 
     def _newest_snapshot(self) -> dict[str, Any] | None:
@@ -142,6 +143,10 @@ class StatusCollector:
             return None
         kept = {key: record.get(key) for key in ("digest", "version", "parent_tokens", "measures")}
         return kept | {"age_s": max(0.0, time.time() - record["time"])}
+
+    def _serving_snapshot(self, facts: dict[str, Any]) -> dict[str, Any] | None:
+        said = facts.get("snapshots", {}).get("serving") or self._snapshots.announced
+        return said and {key: said.get(key) for key in ("digest", "version", "parent_tokens", "pinned")}
 
     def _loss(self, facts: dict[str, Any]) -> dict[str, Any]:
         said, evaluations = facts.get("loss", {}), self._trainer.evaluations
@@ -228,6 +233,14 @@ def is_silent(role: dict[str, Any]) -> bool:
     """Of a role in the status object: it lives, and has not said anything for too long."""
     patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
     return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
+
+
+def which_serves(snapshots: dict[str, Any]) -> str:
+    """Which snapshot serves; "" where it is simply the newest."""
+    serving, newest = snapshots["serving"], snapshots["newest"]
+    if serving is None or not (serving["pinned"] or (newest and newest["digest"] != serving["digest"])):
+        return ""
+    return f"v{serving['version']} serves" + (", pinned" if serving["pinned"] else "")
 
 
 def _role_names(config: Config, files: dict[str, Any]) -> list[str]:
