@@ -450,7 +450,7 @@ ALERTS: tuple[Alert, ...] = (
         "Generators serve an old snapshot, or none: the model learns nothing new from synthetic text.",
         (
             "*Why candidates were refused* on the synthesizer dashboard; `sbp status RUN` has the last reason.",
-            "`RUN/quarantine/*`: the reasons with their numbers, and ten examples of each candidate.",
+            "`RUN/quarantine/*`: the reasons with their numbers, and ten examples of each candidate that the gate refused.",
         ),
         (
             "Poor text: a longer or gentler tuning (`synthesizer.tuning_tokens`, `synthesizer.learning_rate`), or a "
@@ -479,6 +479,22 @@ ALERTS: tuple[Alert, ...] = (
             'sbp_snapshot_version{run="r",role="trainer"}': "1+1x40",
             'sbp_snapshot_version{run="r",role="generator",name="generator-0"}': "0+1x40",
         },
+    ),
+    Alert(
+        "SbpSnapshotStoreUnavailable",
+        "warning",
+        increased("sbp_snapshot_store_failures_total", "5m"),
+        "10m",
+        "{{ $labels.run }}: the snapshot store does not answer",
+        "What serves serves on, and training goes on. A tuned candidate waits to be published; no pin or rollback is heard of.",
+        (
+            "The record `store_unavailable` in `RUN/records/trainer.jsonl` and `tuner.jsonl` has the reason; `sbp snapshots RUN`.",
+        ),
+        (
+            "Bring it back; all goes on by itself. Credentials and `AWS_ENDPOINT_URL` belong into the environment of `sbp run`.",
+        ),
+        {'sbp_snapshot_store_failures_total{run="r",role="trainer"}': "0+1x40"},
+        {'sbp_snapshot_store_failures_total{run="r",role="trainer"}': "1x40"},
     ),
     Alert(
         "SbpSnapshotNotLoaded",

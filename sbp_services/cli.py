@@ -395,7 +395,8 @@ def snapshots(
     """The published synthesizers with their measures; compare, pin, roll back, quarantine, also while the run lives."""
     from streaming_sbp.synthesizer import manage
 
-    if sum(map(bool, (compare, pin, unpin, rollback, quarantine, quality))) > 1 or (to and not rollback):
+    asked = (compare is not None, pin is not None, unpin, rollback, quarantine is not None, quality)
+    if sum(asked) > 1 or (to is not None and not rollback):
         raise ConfigError(
             "snapshots: expected one of --compare, --quality, --pin, --unpin, --rollback (--to), --quarantine"
         )
@@ -414,13 +415,13 @@ def snapshots(
         found = manager.comparison(*compare)
         typer.echo(json.dumps(found, indent=1)) if as_json else Console().print(manage.render_comparison(found))
         return
-    if pin:
+    if pin is not None:
         manager.pin(pin)
     elif unpin:
         manager.unpin()
     elif rollback:
         manager.roll_back(to)
-    elif quarantine:
+    elif quarantine is not None:
         manager.quarantine(quarantine)
     listing = manager.listing()
     if as_json:

@@ -30,7 +30,7 @@ from streaming_sbp.synthesizer.filters import DocumentFilter
 from streaming_sbp.synthesizer.prompt import Prompter
 from streaming_sbp.synthesizer.second_round import SecondRound, Seed
 from streaming_sbp.synthesizer.seeds import SeedOrder
-from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
+from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore, SnapshotStoreUnavailable
 from streaming_sbp.telemetry.text import counted
 
 LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
@@ -96,7 +96,7 @@ class GeneratorService(Service):
         self._swap_if_newer()
         self._send_waiting()
         if self.serving is None:
-            self._tell("waiting", "for the first snapshot")
+            self._tell("waiting", f"for the {self._store_problem or 'first snapshot'}")
             self.sender.poll(POLL_S)
         elif self.outbox:
             self._wait_for_credit()
@@ -111,7 +111,7 @@ class GeneratorService(Service):
         self._send_waiting()
         self._record_throughput()
         self.sender.close(CLOSE_TIMEOUT_S)
-        with suppress(OSError):
+        with suppress(SnapshotError):
             self.store.release(self._reader)
         self._count_stream()
 
@@ -135,7 +135,8 @@ class GeneratorService(Service):
         self._leased = (digest, time.monotonic())
         try:
             self.store.lease(self._reader, digest)
-        except OSError as error:
+        except SnapshotStoreUnavailable as error:
+            self.metrics.inc("sbp_snapshot_store_failures_total")
             log.warning("no lease on snapshot %s: %s", digest, error)
 
     def _newest_digest(self) -> str | None:
@@ -144,8 +145,13 @@ class GeneratorService(Service):
             return self.sender.announced.digest
         now = time.monotonic()
         if self.serving is None and now - self._looked >= LOOK_FOR_SNAPSHOTS_EVERY_S:
-            self._looked = now
-            current = self.store.current()
+            try:
+                current = self.store.current()
+                self.note_store("")
+            except SnapshotStoreUnavailable as error:
+                current = None
+                self.note_store(str(error))
+            self._looked = time.monotonic() + (RETRY_SNAPSHOT_AFTER_S if self._store_problem else 0.0)
             return current.digest if current else None
         return None
 

@@ -22,6 +22,7 @@ from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
 from streaming_sbp.synthesizer.engines import require_installed
 from streaming_sbp.synthesizer.given import require_model
+from streaming_sbp.synthesizer.snapshots import require_usable
 from streaming_sbp.telemetry import sinks
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.view import LastingConsole, LiveView
@@ -63,6 +64,8 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
         require_installed(config.generator)
     if config.synthesizer.mode == "given":
         require_model(config.synthesizer)
+    if config.snapshots.url and config.synthesizer.mode != "off":
+        require_usable(config.snapshots.url)
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)

@@ -54,6 +54,7 @@ class Service:
         self._state, self._detail = "starting", "loading the program"
         self._progress: dict[str, Any] | None = None
         self._facts: dict[str, Any] = {}
+        self._store_problem = ""
         self._last_status = self._last_said = 0.0
         self._last_tick = time.monotonic()
         self.health = HealthServer(
@@ -99,6 +100,18 @@ class Service:
         self._last_tick = time.monotonic()
         if changed or time.monotonic() - self._last_status >= self.config.telemetry.status_every_s:
             self._write_status()
+
+    def note_store(self, problem: str) -> None:
+        """``problem`` says why the snapshot store cannot be used, "" that it answers; recorded when that changes."""
+        if problem:
+            self.metrics.inc("sbp_snapshot_store_failures_total")
+        if problem and not self._store_problem:
+            self.record("store_unavailable", reason=problem)
+            log.warning("%s", problem)
+        elif self._store_problem and not problem:
+            self.record("store_available")
+            log.info("the snapshot store answers again")
+        self._store_problem = problem
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but wake for a signal."""

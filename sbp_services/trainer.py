@@ -18,6 +18,8 @@ from streaming_sbp.rundir import RunDir
 from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.messages import Announcement
 from streaming_sbp.stream.receiver import Receiver
+from streaming_sbp.synthesizer.pointer import Pointer
+from streaming_sbp.synthesizer.poller import Answer, SnapshotPoller
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.reference import Reference
 from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore
@@ -39,6 +41,7 @@ from streaming_sbp.training.world import World
 
 RECORD_EVERY_S = 2.0
 LOOK_FOR_SNAPSHOTS_EVERY_S = 1.0
+FIRST_LOOK_WAITS_S = 5.0
 
 
 class TrainerService(Service):
@@ -144,8 +147,10 @@ class TrainerService(Service):
 
     def _listen(self) -> None:
         self.snapshots = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
-        self.newest_snapshot: SnapshotInfo | None = None
-        self._looked_for_snapshots = 0.0
+        self.serving_snapshot: SnapshotInfo | None = None
+        self._answer = Answer(Pointer())
+        self.poller = SnapshotPoller(self.snapshots, LOOK_FOR_SNAPSHOTS_EVERY_S)
+        self.poller.start(FIRST_LOOK_WAITS_S)
         corpus, digest = self.dataset.split("train"), self.dataset.manifest.digest
         truth = Truth.of_dataset(self.dataset)
         self.watch = SyntheticWatch(
@@ -200,6 +205,7 @@ class TrainerService(Service):
         self.checkpoints.wait(self.config.supervisor.stop_timeout_s)
         self._collect_save()
         self.receiver.stop(timeout_s=5.0)
+        self.poller.stop()
         self.trainer.end()
         self.world.close()
         self._record_window()
@@ -264,18 +270,17 @@ class TrainerService(Service):
         return True
 
     def _note(self, step: Step) -> None:
-        for digest in self._training_report.step(step):
-            parents = {s.digest: s.parent_tokens for s in self.snapshots.list()}
+        for digest, parent_tokens in self._training_report.step(step).items():
             tokens = self.trainer.trained.total_tokens
             self.watch.first_trained(digest)
-            self.record("first_trained", snapshot=digest, parent_tokens=parents.get(digest), tokens=tokens)
+            self.record("first_trained", snapshot=digest, parent_tokens=parent_tokens, tokens=tokens)
         if time.monotonic() - self._last_record >= RECORD_EVERY_S:
             self._record_window()
 
     def _record_window(self) -> None:
         self._last_record = time.monotonic()
         self._act_on(self.watch.look())
-        parent_tokens = self.newest_snapshot.parent_tokens if self.newest_snapshot else 0
+        parent_tokens = self.serving_snapshot.parent_tokens if self.serving_snapshot else 0
         self.metrics.set("sbp_snapshot_age_tokens", self.trainer.trained.total_tokens - parent_tokens)
         for measure in SENT_MEASURES if self.watch.measures else ():
             value = self.watch.measures.get(measure, math.nan)
@@ -284,12 +289,17 @@ class TrainerService(Service):
         self.record("train", **window, received=self.watch.measures)
         paused = self.receiver.paused
         detail = f"step {self.trainer.trained.steps}" + (f", no synthetic documents: {paused}" if paused else "")
+        detail += f", no new snapshots: {self._answer.problem}" if self._answer.problem else ""
         self.report("running", detail, self._position(), **self._said())
 
     def _said(self) -> dict[str, object]:
         facts = self._training_report.facts()
-        newest = self.newest_snapshot.digest if self.newest_snapshot else None
-        return facts | {"snapshots": {"trained_from": facts.pop("trained_from"), "newest": newest}}
+        serving = self._announced_facts(self.serving_snapshot) if self.serving_snapshot else None
+        return facts | {"snapshots": {"trained_from": facts.pop("trained_from"), "serving": serving}}
+
+    def _announced_facts(self, serving: SnapshotInfo) -> dict[str, object]:
+        facts = {"digest": serving.digest, "version": serving.version, "parent_tokens": serving.parent_tokens}
+        return facts | {"pinned": self._answer.pointer.pinned}
 
     def _position(self) -> tuple[float, float, str]:
         return (self.trainer.trained.total_tokens, self.config.training.total_tokens, "tokens")
@@ -371,20 +381,20 @@ class TrainerService(Service):
             self.receiver.prune(self.checkpoints.journal_from())
 
     def _look_for_snapshots(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_for_snapshots < LOOK_FOR_SNAPSHOTS_EVERY_S:
+        answer = self.poller.newest()
+        if answer is None or answer is self._answer:
             return
-        self._looked_for_snapshots = now
-        pointer = self.snapshots.pointer()
+        was_pinned, self._answer = self._answer.pointer.pinned, answer
+        self.note_store(answer.problem)
+        pointer, serving, before = answer.pointer, answer.serving, self.serving_snapshot
         self.synthetic.rejected = frozenset(pointer.bad) - {pointer.digest or ""}
-        current = self.snapshots.info(pointer.digest) if pointer.digest else None
-        if current and (self.newest_snapshot is None or current.digest != self.newest_snapshot.digest):
-            self.newest_snapshot = current
-            self.metrics.set("sbp_snapshot_version", current.version)
-            facts = {"digest": current.digest, "version": current.version, "parent_tokens": current.parent_tokens}
-            self.record("announced", **facts, by=pointer.by, reason=pointer.reason)
-            self.trainer.batches.start_schedule()
-            self.receiver.announce(Announcement(current.digest, current.version, current.parent_tokens, current.path))
+        if serving is None or (before and serving.digest == before.digest and pointer.pinned == was_pinned):
+            return
+        self.serving_snapshot = serving
+        self.metrics.set("sbp_snapshot_version", serving.version)
+        self.record("announced", **self._announced_facts(serving), by=pointer.by, reason=pointer.reason)
+        self.trainer.batches.start_schedule()
+        self.receiver.announce(Announcement(serving.digest, serving.version, serving.parent_tokens, serving.path))
 
 
 def point_to(link: Path, target: Path) -> None:

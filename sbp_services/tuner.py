@@ -26,11 +26,17 @@ from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling
 from streaming_sbp.synthesizer.gate import Verdict, decide
 from streaming_sbp.synthesizer.given import require_model
+from streaming_sbp.synthesizer.pointer import Pointer
 from streaming_sbp.synthesizer.prompt import Mismatched, Pairs, PairSequences, Prompter, training_pairs
 from streaming_sbp.synthesizer.quality import TrialBatch, measure_trial, sample_trial
 from streaming_sbp.synthesizer.quarantine import Quarantine
 from streaming_sbp.synthesizer.reference import Reference, sample_of
-from streaming_sbp.synthesizer.snapshots import SnapshotInfo, SnapshotStore, digest_of_folder
+from streaming_sbp.synthesizer.snapshots import (
+    SnapshotInfo,
+    SnapshotStore,
+    SnapshotStoreUnavailable,
+    digest_of_folder,
+)
 from streaming_sbp.synthesizer.truth import Truth
 from streaming_sbp.synthesizer.tuning import PairLoss, TuningDiverged, TuningProgress, budget, next_tuning, tune
 from streaming_sbp.telemetry.catalogue import GATE_MEASURES
@@ -38,6 +44,15 @@ from streaming_sbp.training.checkpoint import CheckpointInfo, newest_checkpoint,
 from streaming_sbp.training.model import choose_device
 
 TRIAL_SEED = 20250911  # of the trial batch: the same for every candidate of every run, so that they compare
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a candidate was found to be, before anything is decided."""
+
+    measures: dict[str, float]
+    batch: TrialBatch | None
+    error: str = ""  # why it cannot be sampled from
 
 
 @dataclass
@@ -53,6 +68,9 @@ class Candidate:
     base: dict[str, torch.Tensor] | None = None  # the checkpoint's weights, when the next tuning will continue
     untuned_pair_loss: float = math.nan
     error: str = ""
+    measured: Measured | None = None  # tuned and tried: only the store may be in the way
+    tune_s: float = 0.0
+    gate_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,15 +100,34 @@ class TunerService(Service):
         self.candidate: Candidate | None = None
         self._passed_over: set[str] = set()  # digests of checkpoints that cannot be loaded
         self._learnt: dict[str, torch.Tensor] = {}  # what the last published tuning changed, by parameter
-        self._recall()
+        self._recalled, self._handled_tokens, self._trained_tokens = False, -1, 0
+        self._newest: SnapshotInfo | None = None
+        self._pointer = Pointer()  # after the last publication
+        judged = [r for r in self.run.read_records(self.name) if r["event"] == "snapshot"]
+        verdicts = [r["verdict"] for r in judged]
+        self._published, self._quarantined = verdicts.count("published"), verdicts.count("quarantined")
+        self._tuned_tokens: int = sum(r["tuned_tokens"] for r in judged)
 
     def tick(self) -> bool:
-        if self.candidate is not None:
-            self._advance(self.candidate)
-        elif waiting_for := self._start():
+        try:
+            waiting_for = self._work()
+            self.note_store("")
+        except SnapshotStoreUnavailable as error:
+            self.note_store(str(error))
+            waiting_for = f"for the {error}"
+        if waiting_for:
             self.report("waiting", waiting_for, **self._known())
             self.sleep(self.config.synthesizer.idle_s)
         return True
+
+    def _work(self) -> str:
+        """One step; returns "" or what there is to wait for."""
+        if not self._recalled:
+            self._recall()
+        if self.candidate is None:
+            return self._start()
+        self._advance(self.candidate)
+        return ""
 
     def shutdown(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)  # a tuning that was cut short is simply abandoned
@@ -98,17 +135,14 @@ class TunerService(Service):
     # --- what to tune next ---
 
     def _recall(self) -> None:
-        """What earlier processes of this run have handled."""
+        """What the store and the quarantine have of this run's candidates."""
         handled = [info.parent_tokens for info in self.store.list()]
         handled += [reason["parent_tokens"] for reason in self.quarantine.list()]
-        self._handled_tokens = max(handled, default=-1)
-        judged = [r for r in self.run.read_records(self.name) if r["event"] == "snapshot"]
-        verdicts = [r["verdict"] for r in judged]
-        self._published, self._quarantined = verdicts.count("published"), verdicts.count("quarantined")
-        self._tuned_tokens: int = sum(r["tuned_tokens"] for r in judged)
         self._newest = self.store.current()
+        self._handled_tokens = max(handled, default=-1)
         self._trained_tokens = max(self._handled_tokens, 0)
         self._set_newest()
+        self._recalled = True
 
     def _start(self) -> str:
         """Begin with the newest checkpoint; returns "" or what there is to wait for."""
@@ -262,7 +296,7 @@ class TunerService(Service):
             candidate.error, progress = str(error), None
         if progress is None:
             self._judge(candidate)
-            self.candidate = None
+            self.candidate = None  # unless the store was away: then it is judged again
             return
         if progress.step == 0:
             candidate.untuned_pair_loss = progress.best_pair_loss
@@ -294,15 +328,19 @@ class TunerService(Service):
     # --- the gate ---
 
     def _judge(self, candidate: Candidate) -> None:
-        tune_s, started = time.monotonic() - candidate.started, time.monotonic()
-        self.report("running", f"trying the candidate from {candidate.parent}", **self._known())
+        """When the store is away, what was measured is kept for the next call."""
         folder = self.work / "model"
-        shutil.rmtree(self.work, ignore_errors=True)
-        candidate.model.save_pretrained(folder)
-        self.tokenizer.save(folder)
-        trial = self._try(candidate, folder)
-        if trial is None:
+        if candidate.measured is None:
+            candidate.tune_s, started = time.monotonic() - candidate.started, time.monotonic()
+            self.report("running", f"trying the candidate from {candidate.parent}", **self._known())
+            shutil.rmtree(self.work, ignore_errors=True)
+            candidate.model.save_pretrained(folder)
+            self.tokenizer.save(folder)
+            candidate.measured = self._try(candidate, folder)
+            candidate.gate_s = time.monotonic() - started
+        if candidate.measured is None:
             return
+        trial = self._decide(candidate.measured)
         digest, version = (
             self._publish(candidate, folder, trial)
             if trial.verdict.published
@@ -319,16 +357,18 @@ class TunerService(Service):
             parent_tokens=candidate.parent_tokens,
             measures=trial.measures,
             reasons=trial.verdict.reasons,
-            tune_s=round(tune_s, 2),
-            gate_s=round(time.monotonic() - started, 2),
+            serves=digest == self._pointer.digest if trial.verdict.published else None,
+            pinned=self._pointer.pinned if trial.verdict.published else None,
+            tune_s=round(candidate.tune_s, 2),
+            gate_s=round(candidate.gate_s, 2),
             tuned_tokens=candidate.last.tuned_tokens if candidate.last else 0,
             num_pairs=self._num_pairs(),
         )
 
-    def _try(self, candidate: Candidate, folder: Path) -> Trial | None:
+    def _try(self, candidate: Candidate, folder: Path) -> Measured | None:
         """Measure the saved candidate as a generator would serve it; None when a signal came."""
         if candidate.error:
-            return Trial({}, Verdict.unusable(candidate.error), None)
+            return Measured({}, None, candidate.error)
         precision = self.config.training.precision
         losses = {
             "pair_loss": self.pair_loss(candidate.model, self.device, precision),
@@ -344,14 +384,19 @@ class TunerService(Service):
             prompts = [self.prompter.prompt(seed) for seed in seeds]
             batch = sample_trial(self.engine, seeds, prompts, Sampling.of(settings), TRIAL_SEED, self._alive)
         except FloatingPointError as error:
-            return Trial({}, Verdict.unusable(str(error)), None)
+            return Measured({}, None, str(error))
         if batch is None:
             return None
         real = [seed[: settings.max_new_tokens] for seed in seeds]
-        measures = losses | measure_trial(batch, real, settings, self.reference)
+        return Measured(losses | measure_trial(batch, real, settings, self.reference), batch)
+
+    def _decide(self, measured: Measured) -> Trial:
+        if measured.error:
+            return Trial({}, Verdict.unusable(measured.error), None)
         serving = self.store.current()  # a person, or the trainer, may have gone back to an earlier one
         found = serving.measures if serving else None
-        return Trial(measures, decide(measures, found, self.config.gate, self.config.synthesizer.mode), batch)
+        verdict = decide(measured.measures, found, self.config.gate, self.config.synthesizer.mode)
+        return Trial(measured.measures, verdict, measured.batch)
 
     def _publish(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, int]:
         self._newest = self.store.publish(
@@ -361,11 +406,16 @@ class TunerService(Service):
             num_pairs=self._num_pairs(),
             measures=trial.measures,
         )
+        self._pointer = self.store.pointer()
         if candidate.base is not None:
             weights = candidate.model.state_dict()
             self._learnt = {name: weights[name] - before for name, before in candidate.base.items()}
-        self.store.prune(self.config.snapshots.keep_last)
         log.info("published snapshot %d from %s", self._newest.version, candidate.parent)
+        try:
+            self.store.prune(self.config.snapshots.keep_last)
+        except SnapshotStoreUnavailable as error:  # nothing is lost: the next publication prunes
+            self.metrics.inc("sbp_snapshot_store_failures_total")
+            log.warning("no snapshot pruned: %s", error)
         return self._newest.digest, self._newest.version
 
     def _refuse(self, candidate: Candidate, folder: Path, trial: Trial) -> tuple[str, None]:

@@ -52,6 +52,12 @@ BOARD = Board(
                     minimum=0,
                 ),
                 graph(
+                    "Snapshot store",
+                    "Questions that it did not answer: it cannot be reached, read or written. They are asked again.",
+                    ("sum by (name) (sbp_snapshot_store_failures_total{R})", "{{name}}"),
+                    minimum=0,
+                ),
+                graph(
                     "Snapshots trained from",
                     "Distinct snapshots whose documents have been trained.",
                     ("max(sbp_trained_snapshots{R})", "snapshots"),

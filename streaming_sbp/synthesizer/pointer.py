@@ -64,8 +64,10 @@ def rolled_back(pointer: Pointer, snapshots: Sequence[Snapshot], to: str | None 
     """
     versions = {snapshot.digest: snapshot.version for snapshot in snapshots}
     serving = pointer.digest
-    if serving is None or serving not in versions:
+    if serving is None:
         raise PointerError("no snapshot serves: there is nothing to roll back")
+    if serving not in versions:
+        raise PointerError(f"snapshot {serving} is to serve, and is gone or damaged; unpin, or pin another one")
     earlier = [d for d, version in versions.items() if version < versions[serving] and d not in pointer.bad]
     if to is None and not earlier:
         raise PointerError(f"snapshot {serving} is the first good one: there is none before it to go back to")
@@ -87,6 +89,9 @@ def quarantined(pointer: Pointer, snapshots: Sequence[Snapshot], digest: str) ->
     good = [d for d in versions if d not in bad]
     earlier = [d for d in good if versions[d] < versions.get(digest, 0)]
     if not good:
-        raise PointerError(f"snapshot {digest} serves and no other is good: generators would have none to serve")
+        raise PointerError(
+            f"snapshot {digest} serves and no other is good: generators would have none to serve; wait for the next "
+            "that the gate lets through, or pin another one, which makes that good"
+        )
     chosen = max(earlier or good, key=lambda found: versions[found])
     return replace(pointer, digest=chosen, pinned=False, bad=bad)

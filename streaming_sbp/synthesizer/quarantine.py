@@ -1,7 +1,7 @@
-"""Candidates that the gate refused, kept for a person to look at: RUN/quarantine/<digest>/.
+"""Candidates that the gate refused, and snapshots that a person did, kept to be looked at: RUN/quarantine/<digest>/.
 
-reason.json     every reason, the measures, the checkpoint it came from
-examples.json   up to ten trial documents beside their seed documents, as text
+reason.json     who refused it, every reason, the measures, the checkpoint it came from
+examples.json   the gate's: up to ten trial documents beside their seed documents, as text
 model/          the candidate
 """
 
@@ -16,7 +16,8 @@ from typing import Any
 from streaming_sbp.files import read_json, write_json
 
 NUM_EXAMPLES = 10
-KEEP_LAST = 3  # candidates; each is as large as a snapshot
+KEEP_LAST = 3  # of the gate's, and of a person's; each is as large as a snapshot
+GATE, PERSON = "gate", "person"
 
 
 class Quarantine:
@@ -34,15 +35,18 @@ class Quarantine:
         parent_tokens: int,
         reasons: Sequence[str],
         measures: Mapping[str, float],
-        examples: Sequence[Mapping[str, str]],
+        examples: Sequence[Mapping[str, str]] = (),
+        by: str = GATE,
     ) -> Path:
-        """Move the candidate's ``model`` folder in, and remove all but the last `KEEP_LAST` candidates."""
+        """Move the candidate's ``model`` folder in, and remove all but the last `KEEP_LAST` that ``by`` refused."""
         target = self._folder / digest
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         shutil.move(model, target / "model")
-        write_json(target / "examples.json", list(examples[:NUM_EXAMPLES]))
+        if by == GATE:
+            write_json(target / "examples.json", list(examples[:NUM_EXAMPLES]))
         reason = {
+            "by": by,
             "digest": digest,
             "parent_checkpoint": parent_checkpoint,
             "parent_tokens": parent_tokens,
@@ -51,7 +55,8 @@ class Quarantine:
             "created": time.time(),
         }
         write_json(target / "reason.json", reason)
-        for _, old in self._by_age()[:-KEEP_LAST]:
+        alike = [path for reason, path in self._by_age() if reason.get("by", GATE) == by]
+        for old in alike[:-KEEP_LAST]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 

@@ -8,7 +8,10 @@
 
 A pointer is created, never replaced: locally by a link, on an object store by a conditional put. Whoever comes second
 fails, and reads again. The digest covers the content of every file; a reader copies a snapshot to itself and checks it
-there, so damage cannot reach a model that serves.
+there, so damage cannot reach a model that serves. A snapshot whose manifest is damaged is not there.
+
+What a file system raises, each its own exceptions, is raised as `SnapshotStoreUnavailable`: the store is away, and what
+is in it is not known.
 """
 
 from __future__ import annotations
@@ -21,15 +24,17 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+import msgspec
 from fsspec.implementations.local import LocalFileSystem
 
+from streaming_sbp.config import ConfigError
 from streaming_sbp.files import create_atomically, fsync_directory, sha256_of_file, write_atomically
 from streaming_sbp.synthesizer import pointer
 from streaming_sbp.synthesizer.pointer import Pointer
@@ -42,11 +47,27 @@ LEASES = "leases"
 LEASE_S = 300.0  # a generator that has not been heard of for so long reads no more; clocks may differ by less
 KEEP_POINTERS = 100  # revisions
 MAX_CONFLICTS = 20
+DIGEST = re.compile("[0-9a-f]{32}")
+# A store that is away must say so within seconds: s3fs asks again by itself, and callers do. Other protocols: theirs.
+OPTIONS: dict[str, dict[str, Any]] = {
+    protocol: {"config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 1}}} for protocol in ("s3", "s3a")
+}
 log = logging.getLogger("sbp")
 
 
 class SnapshotError(RuntimeError):
     """A snapshot that is not there, not complete, or does not have the digest it should have."""
+
+
+class SnapshotStoreUnavailable(SnapshotError):
+    """The store cannot be read or written now. ``lasting``: waiting does not help, somebody has to change something."""
+
+    def __init__(self, message: str, lasting: bool):
+        super().__init__(message)
+        self.lasting = lasting
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,13 +82,49 @@ class SnapshotInfo:
     created: float  # Unix time
 
 
+class _Manifest(msgspec.Struct):
+    format_version: int
+    digest: str
+    version: int
+    parent_checkpoint: str
+    parent_tokens: int
+    num_pairs: int
+    measures: dict[str, float]
+    created: float
+    files: dict[str, str]  # name -> sha256
+
+
+class _PointerFile(msgspec.Struct):
+    revision: int
+    digest: str | None
+    pinned: bool
+    bad: tuple[str, ...]
+    by: str
+    reason: str
+    created: float
+
+
+class _Lease(msgspec.Struct):
+    digest: str
+    time: float
+
+
 class SnapshotStore:
     """Snapshots under one fsspec address. One process publishes and prunes; any number read, and move the pointer."""
 
     def __init__(self, url: str | Path):
-        self._fs, self._root = fsspec.core.url_to_fs(str(url))
+        """Asks the store nothing yet. Raises ConfigError when there is no file system for such an address."""
+        self.url = str(url)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **OPTIONS.get(self.url.partition("://")[0], {}))
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"snapshots.url = {self.url!r}: {_said(error)}; expected a folder, or an address whose protocol is "
+                "installed, as in s3://bucket/run (pip install 'streaming-sbp[s3]')"
+            ) from None
         self._local = isinstance(self._fs, LocalFileSystem)
         self._superfluous: set[str] = set()  # at the last call of `prune`
+        self._warned: set[str] = set()
 
     def publish(
         self,
@@ -84,7 +141,7 @@ class SnapshotStore:
         """
         files = _file_digests(folder)
         digest = _digest_of(files)
-        known = self._read_info(digest)
+        known = self.info(digest)
         if known is None:
             facts = {
                 "parent_checkpoint": parent_checkpoint,
@@ -104,13 +161,18 @@ class SnapshotStore:
         """The newest pointer; revision 0 while there is none. One that is damaged is logged, the one before counts."""
         revisions = self._revisions()
         for revision in reversed(revisions):
-            found = self._read(_pointer_name(revision))
-            try:
-                if found:
-                    return Pointer(**found | {"revision": revisions[-1], "bad": tuple(found["bad"])})
-            except (TypeError, KeyError) as error:
-                log.warning("%s/%s is not a pointer: %s", self._root, _pointer_name(revision), error)
+            if found := self._read_pointer(revision):
+                return replace(found, revision=revisions[-1])
         return Pointer(revision=revisions[-1] if revisions else 0)
+
+    def reasons_for_bad(self) -> dict[str, str]:
+        """Digest -> who found it bad, and why, as far back as pointers are kept."""
+        reasons: dict[str, str] = {}
+        before: set[str] = set()
+        for found in filter(None, map(self._read_pointer, self._revisions())):
+            reasons |= dict.fromkeys(set(found.bad) - before, f"{found.by}: {found.reason}")
+            before = set(found.bad)
+        return reasons
 
     def change(self, by: str, reason: str, rule: Callable[[Pointer, builtins.list[SnapshotInfo]], Pointer]) -> Pointer:
         """Make ``rule(pointer, snapshots)`` the newest pointer, unless it is what it was; returns the newest.
@@ -135,78 +197,107 @@ class SnapshotStore:
     def current(self) -> SnapshotInfo | None:
         """The snapshot that serves, or None while there is none."""
         digest = self.pointer().digest
-        return self._read_info(digest) if digest else None
+        return self.info(digest) if digest else None
 
     def info(self, digest: str) -> SnapshotInfo | None:
-        """None when it is not there (any more). ``digest`` may be anything: others send it."""
-        return self._read_info(digest) if re.fullmatch("[0-9a-f]{32}", digest) else None
+        """None when it is not there (any more), or its manifest is damaged. ``digest``: anything, others send it."""
+        manifest = self._read_manifest(digest)
+        return manifest[0] if manifest else None
 
     def list(self) -> builtins.list[SnapshotInfo]:
         """All complete snapshots, by version."""
-        found = (self._read_info(name) for name in self._names("") if name not in (POINTER, POINTERS, LEASES))
+        found = map(self.info, self._names(""))
         return sorted((info for info in found if info), key=lambda info: info.version)
+
+    def missing_files(self, digest: str) -> builtins.list[str]:
+        """Of those that its manifest lists; one question to the store, and no content is read."""
+        manifest = self._read_manifest(digest)
+        with self._asking():
+            there = {Path(path).relative_to(self._root) for path in map(str, self._fs.find(f"{self._root}/{digest}"))}
+        return [name for name in (manifest[1] if manifest else ()) if Path(digest, name) not in there]
 
     def fetch(self, digest: str, to: Path) -> SnapshotInfo:
         """Copy a snapshot to the local folder ``to`` (replaced) and check it there.
 
         Raises SnapshotError when it is not there (any more), incomplete, or damaged.
         """
-        manifest = self._read(f"{digest}/{MANIFEST}")
-        info = self._read_info(digest)
-        if manifest is None or info is None:
+        manifest = self._read_manifest(digest)
+        if manifest is None:
             raise SnapshotError(f"snapshot {digest}: no readable {MANIFEST} in {self._root}: pruned or not published")
+        info, files = manifest
         shutil.rmtree(to, ignore_errors=True)
-        try:
-            for name in manifest["files"]:
+        for name, expected in files.items():
+            try:
                 (to / name).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{self._root}/{digest}/{name}", str(to / name))
-        except (OSError, KeyError) as error:
-            raise SnapshotError(f"snapshot {digest}: {name} cannot be read: {error}") from None
-        self._check(digest, manifest["files"], to)
+                with self._asking(FileNotFoundError, IsADirectoryError):
+                    self._fs.get_file(f"{self._root}/{digest}/{name}", str(to / name))
+                found = sha256_of_file(to / name)
+            except OSError as error:
+                raise SnapshotError(f"snapshot {digest}: {name} cannot be read: {error}") from None
+            if found != expected:
+                raise SnapshotError(f"snapshot {digest}: {name} is damaged: sha256 {found}, expected {expected}")
         return info
 
     def lease(self, reader: str, digest: str) -> None:
-        """``reader`` loads or serves this snapshot: it is not pruned for `LEASE_S`. Call again now and then.
-
-        Raises OSError when the store cannot be written.
-        """
+        """``reader`` loads or serves this snapshot: it is not pruned for `LEASE_S`. Call again now and then."""
         self._write(f"{LEASES}/{reader}.json", {"digest": digest, "time": time.time()})
 
     def release(self, reader: str) -> None:
-        """The reader ends. Raises OSError when the store cannot be written."""
-        with suppress(FileNotFoundError):
+        """The reader ends."""
+        with suppress(FileNotFoundError), self._asking(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{LEASES}/{reader}.json")
 
     def leased(self) -> dict[str, builtins.list[str]]:
         """The readers of each snapshot that has a fresh lease."""
         found: dict[str, builtins.list[str]] = {}
         for name in self._names(LEASES):
-            lease = self._read(f"{LEASES}/{name}")
-            if lease and time.time() - lease["time"] < LEASE_S:
-                found.setdefault(lease["digest"], []).append(name.removesuffix(".json"))
+            lease = self._read(f"{LEASES}/{name}", _Lease)
+            if lease and time.time() - lease.time < LEASE_S:
+                found.setdefault(lease.digest, []).append(name.removesuffix(".json"))
         return found
 
     def prune(self, keep_last: int) -> builtins.list[str]:
         """Remove all but the last ``keep_last``, and the last ``keep_last`` good ones; returns the digests removed.
 
         Never the one that serves, nor one with a fresh lease. It must have been superfluous at the call before this
-        one, too: a generator that was just told of it has time to take its lease. For the publisher only.
+        one, too: a generator that was just told of it has time to take its lease. For the publisher only. What it could
+        not remove, the next call does.
         """
         infos, now = self.list(), self.pointer()
         good = [info for info in infos if info.digest not in now.bad]
         kept = {info.digest for info in (*infos[-keep_last:], *good[-keep_last:])} | {now.digest, *self.leased()}
         superfluous = [info.digest for info in infos if info.digest not in kept]
         removed = [digest for digest in superfluous if digest in self._superfluous]
-        for digest in removed:
-            self._fs.rm_file(f"{self._root}/{digest}/{MANIFEST}")  # first: half a snapshot must not look whole
-            self._fs.rm(f"{self._root}/{digest}", recursive=True)
+        halves = (self._superfluous & set(self._names(""))) - {info.digest for info in infos}
+        for digest in (*removed, *halves):
+            with self._asking():
+                with suppress(FileNotFoundError):  # first: half a snapshot must not look whole
+                    self._fs.rm_file(f"{self._root}/{digest}/{MANIFEST}")
+                self._fs.rm(f"{self._root}/{digest}", recursive=True)
         self._superfluous = set(superfluous)
         self._prune_small_files()
         return removed
 
+    def make(self) -> None:
+        """Its folder or bucket, when it is not there yet."""
+        with self._asking():
+            self._fs.makedirs(self._root, exist_ok=True)
+
+    @contextmanager
+    def _asking(self, *answers: type[Exception]) -> Iterator[None]:
+        """Around every call of the file system: what it raises is SnapshotStoreUnavailable, but for ``answers``."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, answers):
+                raise
+            message = f"snapshot store {self.url}: {_said(error)}; {_way_out(error)}"
+            raise SnapshotStoreUnavailable(message, _is_lasting(error)) from error
+
     def _prune_small_files(self) -> None:
         for revision in self._revisions()[:-KEEP_POINTERS]:
-            self._fs.rm_file(f"{self._root}/{_pointer_name(revision)}")
+            with self._asking():
+                self._fs.rm_file(f"{self._root}/{_pointer_name(revision)}")
         fresh = {reader for readers in self.leased().values() for reader in readers}
         for name in self._names(LEASES):
             if name.removesuffix(".json") not in fresh:
@@ -217,65 +308,117 @@ class SnapshotStore:
 
     def _names(self, folder: str) -> builtins.list[str]:
         """Of the files in a folder of the store; temporary ones are left out."""
-        self._fs.invalidate_cache()
         try:
-            names = [Path(entry).name for entry in self._fs.ls(f"{self._root}/{folder}", detail=False)]
+            with self._asking(FileNotFoundError):
+                self._fs.invalidate_cache()
+                names = [Path(entry).name for entry in self._fs.ls(f"{self._root}/{folder}", detail=False)]
         except FileNotFoundError:
             return []
         return [name for name in names if not name.startswith(".")]
 
     def _copy_in(self, folder: Path, digest: str, names: builtins.list[str]) -> None:
         target = f"{self._root}/{digest}"
-        if self._fs.exists(target):
-            self._fs.rm(target, recursive=True)  # a publication that a crash cut short
-        for name in names:
-            path = f"{target}/{name}"
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(folder / name), path)
-            if self._local:
-                _fsync(Path(path))
+        with self._asking():
+            if self._fs.exists(target):
+                self._fs.rm(target, recursive=True)  # a publication that a crash cut short
+            for name in names:
+                path = f"{target}/{name}"
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(folder / name), path)
+                if self._local:
+                    _fsync(Path(path))
 
-    def _check(self, digest: str, files: Mapping[str, str], folder: Path) -> None:
-        if _digest_of(files) != digest:
-            raise SnapshotError(f"snapshot {digest}: its {MANIFEST} lists the files of {_digest_of(files)}")
-        for name, expected in files.items():
-            if (found := sha256_of_file(folder / name)) != expected:
-                raise SnapshotError(f"snapshot {digest}: {name} is damaged: sha256 {found}, expected {expected}")
-
-    def _read_info(self, digest: str) -> SnapshotInfo | None:
-        manifest = self._read(f"{digest}/{MANIFEST}")
-        if manifest is None or manifest.get("format_version") != FORMAT_VERSION:
+    def _read_manifest(self, digest: str) -> tuple[SnapshotInfo, dict[str, str]] | None:
+        """What is known of a snapshot, and the sha256 of each of its files."""
+        name = f"{digest}/{MANIFEST}"
+        manifest = self._read(name, _Manifest) if DIGEST.fullmatch(digest) else None
+        if manifest is None:
             return None
-        facts = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
-        return SnapshotInfo(path=f"{self._root}/{digest}", **facts)
+        if manifest.format_version != FORMAT_VERSION:
+            self._damaged(name, f"format_version = {manifest.format_version}, expected {FORMAT_VERSION}")
+            return None
+        if manifest.digest != digest or _digest_of(manifest.files) != digest:
+            self._damaged(name, f"it lists the files of {_digest_of(manifest.files)}")
+            return None
+        facts = {field.name: getattr(manifest, field.name) for field in fields(SnapshotInfo) if field.name != "path"}
+        return SnapshotInfo(path=f"{self._root}/{digest}", **facts), manifest.files
 
-    def _read(self, name: str) -> Any | None:
-        """A JSON object of the store, or None when it is not there or not JSON (which is logged)."""
+    def _read_pointer(self, revision: int) -> Pointer | None:
+        found = self._read(_pointer_name(revision), _PointerFile)
+        return Pointer(**msgspec.structs.asdict(found)) if found else None
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        """A JSON object of the store; None when it is not there, or is no ``kind`` (which is logged)."""
         try:
-            found = json.loads(self._fs.cat_file(f"{self._root}/{name}"))
+            with self._asking(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                content = self._fs.cat_file(f"{self._root}/{name}")
+            return msgspec.convert(json.loads(content), kind)  # keys that a later version added are ignored
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            log.warning("%s/%s is damaged: %s", self._root, name, error)
+        except (IsADirectoryError, ValueError, RecursionError) as error:
+            self._damaged(name, str(error))
             return None
-        return found if isinstance(found, dict) else None
+
+    def _damaged(self, name: str, problem: str) -> None:
+        """Said once: the trainer looks every second."""
+        if name not in self._warned:
+            log.warning("%s/%s is damaged, and counts as not there: %s", self._root, name, problem)
+        self._warned.add(name)
 
     def _write(self, name: str, value: Any) -> None:
         path, content = f"{self._root}/{name}", _json(value)
-        if self._local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
-        else:
-            self._fs.pipe_file(path, content)
+        with self._asking():
+            if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, content)
+            else:
+                self._fs.pipe_file(path, content)
 
     def _create(self, name: str, value: Any) -> None:
         """Write a file that must not be there yet, at once as a whole. Raises FileExistsError."""
         path, content = f"{self._root}/{name}", _json(value)
-        if self._local:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            create_atomically(path, content)
-        else:
-            self._fs.pipe_file(path, content, mode="create")
+        with self._asking(FileExistsError):
+            if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                create_atomically(path, content)
+            else:
+                self._fs.pipe_file(path, content, mode="create")
+
+
+def require_usable(url: str) -> None:
+    """Write into the store, read, and remove what was written. Raises ConfigError when waiting would not help."""
+    store = SnapshotStore(url)
+    try:
+        store.make()
+        store.lease("sbp-run", "")
+        store.pointer()
+        store.release("sbp-run")
+    except SnapshotStoreUnavailable as error:
+        if error.lasting:
+            raise ConfigError(f"{error}; expected a store that can be read and written (snapshots.url)") from None
+        log.warning("%s; the run begins without it, and asks again", error)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Each cloud's library has its own exception for missing credentials, and all call it so."""
+    kinds = (NotADirectoryError, FileExistsError, PermissionError, FileNotFoundError, ValueError, ImportError)
+    return isinstance(error, kinds) or "Credential" in type(error).__name__
+
+
+def _way_out(error: Exception) -> str:
+    if "Credential" in type(error).__name__:
+        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the address asks for"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "remove the file that is there, or choose another folder"
+    if isinstance(error, FileNotFoundError):
+        return "make the bucket, or the folder above"
+    if isinstance(error, PermissionError):
+        return "let this process read and write there"
+    return "is the store reachable from here? for s3://, AWS_ENDPOINT_URL says where it is"
 
 
 def _json(value: Any) -> bytes:

@@ -5,6 +5,7 @@ For the trainer. Each look reads at most `DOCUMENTS_A_LOOK` documents of the jou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -16,10 +17,11 @@ from streaming_sbp.synthesizer import monitor, pointer
 from streaming_sbp.synthesizer.pointer import Pointer, PointerError
 from streaming_sbp.synthesizer.quality import SentDocument, value_of
 from streaming_sbp.synthesizer.reference import Reference
-from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore
+from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotInfo, SnapshotStore, SnapshotStoreUnavailable
 from streaming_sbp.telemetry.records import Record
 
 DOCUMENTS_A_LOOK = 16
+ASK_AGAIN_AFTER_S = 30.0  # a store that was away
 BY = "trainer"
 HELDOUT = "heldout_loss"
 
@@ -58,6 +60,7 @@ class SyntheticWatch:
         self._reference: Reference | None = None
         self._next = len(journal)  # position
         self._windows = monitor.Windows()
+        self._ask_at = 0.0
         self._infos: dict[str, SnapshotInfo] = {}
         self._found: set[tuple[str, str]] = set()  # (snapshot, measure) that was reported
         self._losses: list[float] = []
@@ -120,8 +123,13 @@ class SyntheticWatch:
         self._next = length
 
     def _info(self, digest: str) -> SnapshotInfo | None:
-        if digest not in self._infos and (info := self._store.info(digest)):
-            self._infos[digest] = info
+        if digest not in self._infos and time.monotonic() >= self._ask_at:
+            try:
+                info = self._store.info(digest)
+            except SnapshotStoreUnavailable:
+                info, self._ask_at = None, time.monotonic() + ASK_AGAIN_AFTER_S
+            if info:
+                self._infos[digest] = info
         return self._infos.get(digest)
 
     def _judge(self, snapshot: str, reasons: dict[str, str]) -> Finding | None:
@@ -143,7 +151,7 @@ class SyntheticWatch:
 
         try:
             after = self._store.change(BY, reason, rule)
-        except (PointerError, SnapshotError, OSError) as error:
+        except (PointerError, SnapshotError) as error:
             return str(error)
         if after.digest == snapshot:
             return "not rolled back: it is pinned"

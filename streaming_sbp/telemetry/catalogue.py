@@ -562,6 +562,14 @@ SYNTHESIZER: tuple[Metric, ...] = (
         "synthesizer/Drifts and rollbacks",
         alerts=("SbpSnapshotRolledBack",),
     ),
+    _counter(
+        "sbp_snapshot_store_failures_total",
+        "questions",
+        "Questions that the snapshot store did not answer; they are asked again",
+        ("trainer", "tuner", "generator"),
+        "synthesizer/Snapshot store",
+        alerts=("SbpSnapshotStoreUnavailable",),
+    ),
     _gauge(
         "sbp_trained_snapshots",
         "snapshots",

@@ -138,6 +138,7 @@ class StatusCollector:
             "compute_share": tuner.get("compute_share"),
             "newest": self._newest_snapshot(),
             "newest_quarantined": self._newest_quarantined(),
+            "serving": self._serving_snapshot(trainer),
         }
 
     def _newest_snapshot(self) -> dict[str, Any] | None:
@@ -150,6 +151,10 @@ class StatusCollector:
     def _newest_quarantined(self) -> dict[str, Any] | None:
         record = self._snapshots.newest_quarantined
         return None if record is None else {key: record.get(key) for key in ("digest", "parent_tokens", "reasons")}
+
+    def _serving_snapshot(self, facts: dict[str, Any]) -> dict[str, Any] | None:
+        said = facts.get("snapshots", {}).get("serving") or self._snapshots.announced
+        return said and {key: said.get(key) for key in ("digest", "version", "parent_tokens", "pinned")}
 
     def _loss(self, facts: dict[str, Any]) -> dict[str, Any]:
         said, evaluations = facts.get("loss", {}), self._trainer.evaluations
@@ -236,6 +241,14 @@ def is_silent(role: dict[str, Any]) -> bool:
     """Of a role in the status object: it lives, and has not said anything for too long."""
     patience_s = LOADS_WITHIN_S if role["state"] == "starting" else SILENT_AFTER_S
     return role["alive"] and role["state"] not in ENDED and (role["age_s"] or 0) > patience_s
+
+
+def which_serves(snapshots: dict[str, Any]) -> str:
+    """Which snapshot serves; "" where it is simply the newest."""
+    serving, newest = snapshots["serving"], snapshots["newest"]
+    if serving is None or not (serving["pinned"] or (newest and newest["digest"] != serving["digest"])):
+        return ""
+    return f"v{serving['version']} serves" + (", pinned" if serving["pinned"] else "")
 
 
 def _role_names(config: Config, files: dict[str, Any]) -> list[str]:

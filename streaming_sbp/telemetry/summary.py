@@ -57,12 +57,13 @@ class TrainerSummary:
 
 
 class SnapshotSummary:
-    """Published and quarantined by the tuner, swapped in by generators."""
+    """Published and quarantined by the tuner, announced by the trainer, swapped in by generators."""
 
     def __init__(self) -> None:
         self.verdicts: Counter[str] = Counter()
         self.newest: Record | None = None
         self.newest_quarantined: Record | None = None
+        self.announced: Record | None = None
         self.swapped_in: set[str] = set()
 
     def add(self, record: Record) -> None:
@@ -72,6 +73,8 @@ class SnapshotSummary:
                 self.newest = record
             else:
                 self.newest_quarantined = record
+        elif record["event"] == "announced":
+            self.announced = record
         elif record["event"] == "swap":
             self.swapped_in.add(record.get("digest", ""))
 
@@ -134,7 +137,11 @@ def describe(role: str, record: Record) -> Event | None:
 def _snapshot(record: Record) -> tuple[str, str]:
     parent = quantity(record.get("parent_tokens"))
     if record.get("verdict") == "published":
-        return f"published snapshot v{record.get('version')} from {parent} tokens", "good"
+        said = f"published snapshot v{record.get('version')} from {parent} tokens"
+        if record.get("serves", True):
+            return said, "good"
+        why = "another one is pinned" if record.get("pinned") else "it was found bad before"
+        return f"{said}; it does not serve: {why}", "plain"
     reasons = "; ".join(map(str, record.get("reasons") or ())) or "no reason recorded"
     return f"quarantined a snapshot from {parent} tokens: {reasons}", "bad"
 
@@ -189,5 +196,7 @@ _DESCRIPTIONS = {
     "swap_failed": lambda r: (f"could not load a snapshot: {r.get('reason')}", "bad"),
     "announced": _announced,
     "drift": _drift,
+    "store_unavailable": lambda r: (f"no answer of the {r.get('reason')}", "bad"),
+    "store_available": lambda r: ("the snapshot store answers again", "good"),
     "history_changed": lambda r: (f"steps could not be repeated as they were: {r.get('reason')}", "bad"),
 }

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent
+from streaming_sbp.telemetry.status import Status, StatusCollector, is_silent, which_serves
 from streaming_sbp.telemetry.text import (
     NOTHING,
     clock_time,
@@ -95,6 +95,7 @@ def summary_line(status: Status) -> str:
         f"held-out {decimal(loss['heldout_real'])}",
         f"synthetic {percent(mix['realised'])} (scheduled {percent(mix['scheduled'])})",
         counted(status["snapshots"]["published"], "snapshot"),
+        *filter(None, [which_serves(status["snapshots"])]),
         f"ledger {_balance_word(ledger['imbalance'])}",
     ]
     trainer = status["roles"]["trainer"]
@@ -347,6 +348,8 @@ def _snapshots(snapshots: dict[str, Any]) -> list[Text]:
     if newest:
         text.append(f" · v{newest['version']} is {duration(newest['age_s'])} old")
         text.append(f", of {quantity(newest['parent_tokens'])} tokens")
+    if serves := which_serves(snapshots):
+        text.append(f" · {serves}", style="yellow")
     details = Text(f"{snapshots['swapped_in']} swapped in by generators", style="dim")
     return [text, details.append(f" · documents of {len(snapshots['trained_from'] or {})} trained")]
 

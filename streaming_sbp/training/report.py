@@ -58,8 +58,8 @@ class TrainingReport:
         if settings.telemetry.peak_flops:
             metrics.set("sbp_peak_flops_per_second", settings.telemetry.peak_flops * trainer.world.size)
 
-    def step(self, step: Step) -> list[str]:
-        """Count one step; returns the snapshots whose documents were trained for the first time."""
+    def step(self, step: Step) -> dict[str, int]:
+        """Count one step; returns the snapshots whose documents were trained for the first time, and their tokens."""
         self._last_step = step
         for name, loss in step.losses.items():
             if loss is not None and not step.skipped:
@@ -143,16 +143,16 @@ class TrainingReport:
             "real_epochs": self._trainer.batches.sources[REAL].epochs,
         }
 
-    def _note_snapshots(self, step: Step) -> list[str]:
-        """Staleness of each document that ended in this batch, and which snapshots are new."""
-        new, ages = [], []
+    def _note_snapshots(self, step: Step) -> dict[str, int]:
+        """Staleness of each document that ended in this batch; which snapshots are new, and the tokens behind them."""
+        new, ages = {}, []
         for position in step.batch.finished(SYNTHETIC):
             header = self._journal.entry(position).header
             ages.append(self._trainer.trained.total_tokens - header.parent_tokens)
             self._metrics.observe("sbp_staleness_tokens", ages[-1])
             if header.snapshot not in self._seen_snapshots:
                 self._seen_snapshots.add(header.snapshot)
-                new.append(header.snapshot)
+                new[header.snapshot] = header.parent_tokens
         if ages:
             self._staleness_tokens = sum(ages) / len(ages)
         return new

@@ -13,7 +13,7 @@ from typing import Any
 from streaming_sbp.experiment import advice, quality
 from streaming_sbp.experiment.history import RunHistory, Snapshot
 from streaming_sbp.rundir import RunDir
-from streaming_sbp.telemetry.status import ENDED, Status, is_silent
+from streaming_sbp.telemetry.status import ENDED, Status, is_silent, which_serves
 from streaming_sbp.telemetry.text import (
     NOTHING,
     decimal,
@@ -190,7 +190,8 @@ def _snapshots_tile(status: Status) -> Json:
     newest = snapshots["newest"]
     refused = f", {snapshots['quarantined']} quarantined" if snapshots["quarantined"] else ""
     age = f"newest {duration(newest['age_s'])} old" if newest and status["run"]["state"] == "running" else "published"
-    return _tile("snapshots", whole(snapshots["published"]), age + refused, "warn" if refused else "plain")
+    serves = f", {which_serves(snapshots)}" if which_serves(snapshots) else ""
+    return _tile("snapshots", whole(snapshots["published"]), age + refused + serves, "warn" if refused else "plain")
 
 
 def _ledger_tile(status: Status) -> Json:

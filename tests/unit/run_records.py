@@ -35,6 +35,7 @@ TUNINGS = (
     (4_000_000, 33, "published"),
 )
 DIGESTS = tuple(f"{k:x}" * 64 for k in (10, 11, 12, 13))
+SERVING = {"digest": DIGESTS[-1], "version": 3, "parent_tokens": TUNINGS[-1][0], "pinned": False}
 
 
 def make_run(folder: Path, overrides: tuple[str, ...] = ()) -> RunDir:
@@ -249,7 +250,7 @@ class FakeRun:
                 "heldout_real": 3.4,
                 "heldout_bits_per_byte": 1.2,
             },
-            "snapshots": {"trained_from": trained_from, "newest": DIGESTS[-1] if self.synthetic else None},
+            "snapshots": {"trained_from": trained_from, "serving": SERVING if self.synthetic else None},
             "tokens_per_second": 20_100.0,
             "data_wait_share": 0.011,
             "staleness_tokens": 640_000,

@@ -6,10 +6,13 @@ import uuid
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from streaming_sbp.config import ConfigError
 from streaming_sbp.synthesizer import snapshots
 from streaming_sbp.synthesizer.pointer import pinned, quarantined, rolled_back, unpinned
-from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotStore, digest_of_folder
+from streaming_sbp.synthesizer.poller import SnapshotPoller
+from streaming_sbp.synthesizer.snapshots import SnapshotError, SnapshotStore, SnapshotStoreUnavailable, digest_of_folder
 
 
 def candidate(folder, content):
@@ -218,3 +221,191 @@ def test_readers_never_see_half_a_snapshot(tmp_path):
     assert max(loaded) > 5
     assert max(info.version for info in store.list()) == 25
     assert json.loads((tmp_path / "store" / "current.json").read_text())["digest"] == store.current().digest
+
+
+# --- damage and absence ---
+
+
+@pytest.mark.parametrize("damage", ["key missing", "wrong type", "other format", "files gone", "folder", "not a dict"])
+def test_a_snapshot_whose_manifest_is_damaged_is_logged_and_not_there(damage, tmp_path, caplog):
+    store = SnapshotStore(tmp_path / "store")
+    first, second = publish(store, tmp_path, b"a"), publish(store, tmp_path, b"b")
+    path = tmp_path / "store" / second.digest / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "not a dict":
+        path.write_text("[]")
+    else:
+        if damage in ("key missing", "files gone"):
+            manifest.pop("num_pairs" if damage == "key missing" else "files")
+        manifest |= {"wrong type": {"measures": 3}, "other format": {"format_version": 2}}.get(damage, {})
+        path.write_text(json.dumps(manifest))
+    for _ in range(3):
+        assert store.list() == [first]
+        assert store.current() is store.info(second.digest) is None
+    with pytest.raises(SnapshotError, match=second.digest):
+        store.fetch(second.digest, tmp_path / "copy")
+    assert caplog.text.count("is damaged") == 1
+    assert store.change("person", "", unpinned).digest == first.digest
+    assert publish(store, tmp_path / "again", b"b").digest == second.digest == store.current().digest
+
+
+def test_keys_that_a_later_version_added_are_ignored(tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    info = publish(store, tmp_path, b"a")
+    for path in ((tmp_path / "store" / info.digest / "manifest.json"), *(tmp_path / "store" / "pointers").iterdir()):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"new": 1}))
+    assert store.current() == info
+
+
+def test_leases_that_are_damaged_keep_nothing(tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    store.lease("generator-0", "0" * 32)
+    for content in ("{}", "[]", '{"digest": 5, "time": "now"}'):
+        (tmp_path / "store" / "leases" / "generator-1.json").write_text(content)
+        assert store.leased() == {"0" * 32: ["generator-0"]}
+
+
+def test_missing_files_and_why_a_snapshot_is_bad(store, tmp_path):
+    infos = [publish(store, tmp_path, content) for content in (b"a", b"b", b"c")]
+    assert store.missing_files(infos[0].digest) == []
+    store._fs.rm_file(f"{store._root}/{infos[0].digest}/model.safetensors")
+    assert store.missing_files(infos[0].digest) == ["model.safetensors"]
+    store.change("trainer", "it drifts", rolled_back)
+    store.change("person", "mine", lambda p, known: quarantined(p, known, infos[0].digest))
+    assert store.reasons_for_bad() == {infos[2].digest: "trainer: it drifts", infos[0].digest: "person: mine"}
+
+
+def test_what_pruning_could_not_remove_it_removes_the_next_time(tmp_path, monkeypatch):
+    store = SnapshotStore(tmp_path / "store")
+    infos = [publish(store, tmp_path, content) for content in (b"a", b"b", b"c")]
+    store.prune(keep_last=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._fs, "rm", fails(OSError("away")))
+        with pytest.raises(SnapshotStoreUnavailable):
+            store.prune(keep_last=1)
+    assert store.list() == infos[1:]
+    store.prune(keep_last=1)
+    assert not any((tmp_path / "store" / info.digest).exists() for info in infos[:2])
+
+
+class EndpointConnectionError(Exception):
+    """As botocore's: not an OSError."""
+
+
+class NoCredentialsError(Exception):
+    pass
+
+
+def fails(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+class Failing:
+    """A file system that raises whatever it is asked."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def __getattr__(self, name):
+        return fails(self._error)
+
+
+QUESTIONS = {
+    "publish": lambda store, folder: publish(store, folder, b"a"),
+    "pointer": lambda store, _: store.pointer(),
+    "change": lambda store, _: store.change("person", "", unpinned),
+    "info": lambda store, _: store.info("0" * 32),
+    "list": lambda store, _: store.list(),
+    "fetch": lambda store, folder: store.fetch("0" * 32, folder / "copy"),
+    "missing_files": lambda store, _: store.missing_files("0" * 32),
+    "reasons_for_bad": lambda store, _: store.reasons_for_bad(),
+    "lease": lambda store, _: store.lease("generator-0", "0" * 32),
+    "release": lambda store, _: store.release("generator-0"),
+    "leased": lambda store, _: store.leased(),
+    "prune": lambda store, _: store.prune(1),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_whatever_a_file_system_raises_is_one_exception(question, tmp_path):
+    store = SnapshotStore("memory://x")
+    for error, lasting in ((EndpointConnectionError("no route"), False), (NoCredentialsError("none"), True)):
+        store._fs = Failing(error)
+        with pytest.raises(SnapshotStoreUnavailable, match=f"memory://x: {error}") as caught:
+            QUESTIONS[question](store, tmp_path / str(lasting))
+        assert caught.value.lasting == lasting
+
+
+def test_a_store_that_can_never_work_is_refused_at_once(tmp_path, monkeypatch, caplog):
+    for url, problem in (("foo://x", "Protocol not known"), ("gs://bucket/run", "gcsfs")):
+        with pytest.raises(ConfigError, match=rf"snapshots.url = '{url}'.*{problem}.*expected a folder"):
+            snapshots.require_usable(url)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="remove the file"):
+        snapshots.require_usable(str(tmp_path / "file"))
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", fails(NoCredentialsError("Unable to locate credentials")))
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID"):
+        snapshots.require_usable("memory://x")
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", fails(EndpointConnectionError("no route")))
+    snapshots.require_usable("memory://x")
+    assert "no route" in caplog.text
+    snapshots.require_usable(str(tmp_path / "new"))
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["leases"]
+
+
+def test_an_s3_store_that_is_away_or_has_no_credentials(s3, monkeypatch, tmp_path):
+    snapshots.require_usable(f"{s3}/run")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # discard: nobody listens
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    started = time.monotonic()
+    with pytest.raises(SnapshotStoreUnavailable, match=r"127\.0\.0\.1:9") as caught:
+        SnapshotStore(f"{s3}/run").pointer()
+    assert not caught.value.lasting
+    assert time.monotonic() - started < 15
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID"):
+        snapshots.require_usable(f"{s3}/run")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_the_poller_waits_for_no_store_and_keeps_the_last_answer(tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    info, file_system, hold = publish(store, tmp_path, b"a"), store._fs, threading.Event()
+    poller = SnapshotPoller(store, every_s=0.01)
+
+    def newest(holds):
+        end = time.monotonic() + 20
+        while not (answer := poller.newest()) or not holds(answer):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return answer
+
+    poller.start(wait_s=20)
+    assert poller.newest().serving == info
+    store._fs = Failing(EndpointConnectionError("no route"))
+    away = newest(lambda answer: answer.problem)
+    assert "no route" in away.problem
+    assert (away.serving, away.pointer.digest) == (info, info.digest)
+    store._fs = file_system
+    newest(lambda answer: not answer.problem)
+    late = SnapshotPoller(store, every_s=0.01)
+    late._ask = lambda before: hold.wait(20) and before
+    started = time.monotonic()
+    late.start(wait_s=0.05)
+    assert late.newest() is None
+    assert time.monotonic() - started < 5
+    hold.set()
+    store.pointer = fails(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        newest(lambda answer: False)
+    late.stop()

@@ -14,6 +14,7 @@ from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import read_json, write_json
 from streaming_sbp.rundir import RunDir
+from streaming_sbp.synthesizer.pointer import pinned
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
 from streaming_sbp.training.checkpoint import CheckpointStore
 from streaming_sbp.training.model import build_model
@@ -189,6 +190,58 @@ def test_a_signal_in_the_middle_of_tuning_abandons_it(run):
     assert snapshot_records(run) == []
     assert list(run.snapshots.iterdir()) == []
     assert list(run.quarantine.iterdir()) == []
+
+
+def test_while_the_store_is_away_a_tuned_candidate_waits_and_is_published_when_it_is_back(run, monkeypatch):
+    write_pairs(run)
+    write_checkpoint(run, 10, 5000)
+    away, tried, seen = run.path / "away", [], []
+    try_candidate = TunerService._try
+
+    def then_the_store_goes_away(self, *arguments):
+        measured = try_candidate(self, *arguments)
+        tried.append(measured)
+        run.snapshots.rename(away)
+        run.snapshots.write_text("")  # no folder: nothing can be read or written there
+        return measured
+
+    def back_when_it_was_missed(status):
+        if "snapshot store" in status["detail"] and run.snapshots.is_file():
+            seen.append(status["state"])
+            run.snapshots.unlink()
+            away.rename(run.snapshots)
+        return waits_for("at least 5,001")(status)
+
+    monkeypatch.setattr(TunerService, "_try", then_the_store_goes_away)
+    serve(run, back_when_it_was_missed)
+    assert (len(tried), seen) == (1, ["waiting"])
+    (judged,) = snapshot_records(run)
+    assert (judged["verdict"], judged["serves"], judged["pinned"]) == ("published", True, False)
+    assert SnapshotStore(run.snapshots).current().digest == judged["digest"]
+    events = [record["event"] for record in run.read_records("tuner") if record["event"].startswith("store")]
+    assert events == ["store_unavailable", "store_available"]
+
+
+def test_a_tuner_whose_store_is_away_at_its_start_waits_and_goes_on(run, monkeypatch):
+    write_pairs(run)
+    write_checkpoint(run, 10, 5000)
+    serve(run, waits_for("at least 5,001"))
+    first, away = snapshot_records(run)[0]["digest"], run.path / "away"
+    run.snapshots.rename(away)
+    run.snapshots.write_text("")
+
+    def back_when_it_was_missed(status):
+        if "snapshot store" in status["detail"] and run.snapshots.is_file():
+            run.snapshots.unlink()
+            away.rename(run.snapshots)
+            SnapshotStore(run.snapshots).change("person", "", lambda p, _: pinned(p, first))
+            write_checkpoint(run, 20, 9000)
+        return waits_for("at least 9,001")(status)
+
+    serve(run, back_when_it_was_missed)
+    assert [record["parent_tokens"] for record in snapshot_records(run)] == [5000, 9000]
+    assert [record["serves"] for record in snapshot_records(run)] == [True, False]
+    assert snapshot_records(run)[1]["pinned"]
 
 
 def test_a_tuning_that_continues_starts_better_than_the_checkpoint(tiny_config):

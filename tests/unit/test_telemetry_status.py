@@ -15,6 +15,7 @@ from streaming_sbp.config import ConfigError
 from streaming_sbp.files import write_json
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import StatusCollector, collect, is_alive
+from streaming_sbp.telemetry.view import summary_line
 from tests.unit.run_records import DIGESTS, SECOND_TOKENS, SHARE, FakeRun, RecordWriter, make_run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "status.md"
@@ -57,7 +58,8 @@ def test_every_key_is_documented_and_nothing_else_is(ended, tmp_path):
     assert keys_of(collect(make_run(tmp_path / "new"))) == documented()
     assert set(collect(ended)["events"][0]) == {"time", "role", "text", "tone"}
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert all(f"`{key}`" in text for key in collect(ended)["snapshots"]["newest"])
+    for snapshot in (collect(ended)["snapshots"]["newest"], collect(ended)["snapshots"]["serving"]):
+        assert all(f"`{key}`" in text for key in snapshot)
 
 
 def test_a_run_that_never_ran(tmp_path):
@@ -82,6 +84,7 @@ def test_a_run_that_never_ran(tmp_path):
         "compute_share": None,
         "newest": None,
         "newest_quarantined": None,
+        "serving": None,
     }
     assert status["events"] == []
 
@@ -186,6 +189,22 @@ def test_the_newest_events_are_kept_whatever_role_wrote_them(tmp_path):
     assert [event["text"] for event in events[:-1]] == [
         f"published snapshot v{k + 1} from {k} tokens" for k in range(101, 120)
     ]
+
+
+def test_which_snapshot_serves_is_what_the_trainer_announced(tmp_path):
+    run = make_run(tmp_path / "run")
+    FakeRun(run).write()
+    first = {"digest": DIGESTS[0], "version": 1, "parent_tokens": 500_000}
+    RecordWriter(run, "trainer")(time.time(), "announced", **first, pinned=True, by="person", reason="pinned")
+    (run.roles / "trainer.json").unlink()  # as `sbp run` does when it starts
+    status = collect(run)
+    assert (status["snapshots"]["serving"], status["snapshots"]["newest"]["version"]) == (first | {"pinned": True}, 3)
+    assert "v1 serves, pinned" in summary_line(status)
+    role_file(run, "trainer", facts={"snapshots": {"serving": first | {"pinned": False}}})
+    assert "v1 serves" in summary_line(collect(run))
+    assert "pinned" not in summary_line(collect(run))
+    role_file(run, "trainer", facts={"snapshots": {"serving": {"digest": DIGESTS[3], "version": 3, "pinned": False}}})
+    assert "serves" not in summary_line(collect(run))
 
 
 # --- states ---

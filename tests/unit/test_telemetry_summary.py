@@ -16,6 +16,22 @@ def record(event, time=1.0, **fields):
             "good",
         ),
         (
+            record("snapshot", verdict="published", version=5, parent_tokens=900, serves=False, pinned=True),
+            "published snapshot v5 from 900 tokens; it does not serve: another one is pinned",
+            "plain",
+        ),
+        (
+            record("snapshot", verdict="published", version=5, parent_tokens=900, serves=True, pinned=False),
+            "published snapshot v5 from 900 tokens",
+            "good",
+        ),
+        (
+            record("store_unavailable", reason="snapshot store s3://b: gone"),
+            "no answer of the snapshot store s3://b: gone",
+            "bad",
+        ),
+        (record("store_available"), "the snapshot store answers again", "good"),
+        (
             record("snapshot", verdict="quarantined", parent_tokens=900, reasons=["too \x1b[31mlong\n", "bad"]),
             "quarantined a snapshot from 900 tokens: too long ; bad",
             "bad",
