@@ -17,6 +17,7 @@ from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import IngestProgress, IngestSummary
 from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment.report import build as build_report
+from streaming_sbp.pairing.embedders import require_embedder
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
 from streaming_sbp.telemetry import sinks
@@ -56,6 +57,8 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     console = LastingConsole()
     for sink in sinks.wanted(config.telemetry):
         sinks.require_installed(sink)
+    if config.needs_pairs:
+        require_embedder(config.pairing.embedder)
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)
