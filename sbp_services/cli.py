@@ -63,8 +63,16 @@ def _config(config: Path | None, preset: str | None, overrides: list[str] | None
 def _open_run(
     config: Path | None, preset: str | None, run: Path | None, overrides: list[str] | None, accept: bool
 ) -> RunDir:
+    """A run directory is made only when what every role needs is there."""
     if run is None:
-        return RunDir.open_or_create(_config(config, preset, overrides), accept_changes=accept)
+        from streaming_sbp.data.dataset import Dataset
+        from streaming_sbp.pairing.embedders import require_embedder
+
+        settings = _config(config, preset, overrides)
+        Dataset.open(settings.data.dataset)
+        if settings.needs_pairs:
+            require_embedder(settings.pairing.embedder)
+        return RunDir.open_or_create(settings, accept_changes=accept)
     if config or preset or overrides:
         raise ConfigError(
             "--run uses the run's own configuration: expected no --config, --preset or overrides beside it"

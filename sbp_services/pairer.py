@@ -11,9 +11,9 @@ from sbp_services.service import Service, log
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.files import write_atomically
-from streaming_sbp.pairing.embed import SELF
+from streaming_sbp.pairing.embedders import SELF, require_embedder
 from streaming_sbp.pairing.find import Found, PairingProgress, find_pairs
-from streaming_sbp.pairing.pairs import FIGURE_NAME, MadeFrom, PairTable, delete_table, made_from
+from streaming_sbp.pairing.pairs import FIGURE_NAME, STATISTICS_NAME, MadeFrom, PairTable, delete_table, made_from
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.text import duration
 
@@ -32,6 +32,7 @@ class PairerService(Service):
 
     def startup(self) -> None:
         self.report("starting", "reading the data set")
+        require_embedder(self.config.pairing.embedder)
         self.dataset = Dataset.open(self.config.data.dataset)
         self._phase, self._phase_started = "", 0.0
 
@@ -125,21 +126,31 @@ class PairerService(Service):
         )
         self._tell(found.table)
         log.info("%s in %s", self._detail, duration(seconds))
-        if not len(found.table):
-            self._warn_of_none(statistics)
-        elif why := statistics["no_heldout_pairs_because"]:
-            log.warning("no pairs are held out: %s; the tuner needs some", why)
+        self._warn(statistics)
 
-    def _warn_of_none(self, statistics: dict[str, Any]) -> None:
-        largest = ", ".join(f"{value:.3f}" for value in statistics["similarity"]["largest"]) or "none"
-        log.warning(
-            "no pairs: pairing.threshold = %s; the largest similarities found: %s; near-duplicates left out: %d. "
-            "Lower the threshold; %s has the histogram",
-            self.config.pairing.threshold,
-            largest,
-            statistics["num_near_duplicate_documents"],
-            self.run.pairs / "statistics.json",
+    def _warn(self, statistics: dict[str, Any]) -> None:
+        settings, wanted, there = (
+            self.config.pairing,
+            statistics["num_pairs_wanted"],
+            statistics["num_pairs_to_choose_from"],
         )
+        if wanted > there:
+            log.warning(
+                "pairing.pairs_per_document = %g asks for %s pairs, and there are %s above a similarity of 0: all are "
+                "taken; raise pairing.max_targets_per_seed = %d, or ask for fewer",
+                settings.pairs_per_document,
+                f"{wanted:,}",
+                f"{there:,}",
+                settings.max_targets_per_seed,
+            )
+        if statistics["fewest_held_out"]:
+            log.warning(
+                "pairing.heldout_share = %g cannot be had: every neighbourhood is larger, or no pair would be left for "
+                "training; held out is one pair of documents",
+                settings.heldout_share,
+            )
+        if why := statistics["missing_because"]:
+            log.warning("%s; %s has all counts", why, self.run.pairs / STATISTICS_NAME)
 
     def _tell(self, table: PairTable) -> None:
         num_documents = len(table.paired_documents())

@@ -18,9 +18,10 @@ from streaming_sbp.data.ingest import IngestProgress, IngestSummary
 from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment import advice
 from streaming_sbp.experiment.report import build as build_report
+from streaming_sbp.pairing.embedders import require_embedder
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
-from streaming_sbp.synthesizer.engines import require_installed
+from streaming_sbp.synthesizer.engines import require_engine
 from streaming_sbp.synthesizer.given import require_model
 from streaming_sbp.synthesizer.snapshots import require_usable
 from streaming_sbp.telemetry import sinks
@@ -58,14 +59,7 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     """`sbp run`; returns the exit status."""
     set_up_process()
     console = LastingConsole()
-    for sink in sinks.wanted(config.telemetry):
-        sinks.require_installed(sink)
-    if config.synthesizer.mode != "off":
-        require_installed(config.generator)
-    if config.synthesizer.mode == "given":
-        require_model(config.synthesizer)
-    if config.snapshots.url and config.synthesizer.mode != "off":
-        require_usable(config.snapshots.url)
+    _require(config)
     if fresh and (moved := set_aside(config.run.dir)):
         console.print(f"the earlier run is now in {moved}")
     run = RunDir.open_or_create(config, accept_changes=accept_changes)
@@ -78,6 +72,21 @@ def run_to_the_end(config: Config, fresh: bool, accept_changes: bool, metrics_po
     with LiveView(console) as view:
         status = Supervisor(run, view.update, view.abandon, metrics_port, accept_changes).main()
     return status or _conclude(run, console)
+
+
+def _require(config: Config) -> None:
+    """What a process would miss only after minutes of training. Raises ConfigError."""
+    for sink in sinks.wanted(config.telemetry):
+        sinks.require_installed(sink)
+    if config.needs_pairs:
+        require_embedder(config.pairing.embedder)
+    if config.synthesizer.mode == "off":
+        return
+    require_engine(config.generator)
+    if config.synthesizer.mode == "given":
+        require_model(config.synthesizer)
+    if config.snapshots.url:
+        require_usable(config.snapshots.url)
 
 
 def _conclude(run: RunDir, console: Console) -> int:

@@ -216,9 +216,8 @@ class Supervisor(Service):
 
 def _others(settings: config.Config) -> list[Role]:
     """The roles beside the trainer that this run needs."""
-    synthesises = settings.synthesizer.mode != "off"
-    pairs = [Role("pairer", "pairer", ["pair"])] if synthesises or settings.mix.pair_share > 0 else []
-    if not synthesises:
+    pairs = [Role("pairer", "pairer", ["pair"])] if settings.needs_pairs else []
+    if settings.synthesizer.mode == "off":
         return pairs
     generators = [
         Role("generator", f"generator-{k}", ["generate", "--index", str(k)]) for k in range(settings.generator.count)

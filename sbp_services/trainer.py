@@ -130,7 +130,7 @@ class TrainerService(Service):
             if saved[name] != now[name] and not (way_out and self._accept_changes):
                 raise ConfigError(
                     f"{self.run.path}: its checkpoint was trained with {name} {saved[name]}, data.dataset now has "
-                    f"{now[name]}; put the old one back, {way_out}or start over with --fresh"
+                    f"{now[name]}; put the old one back, {way_out}or start over with `sbp run --fresh`"
                 )
 
     def _change_data_set(self, before: str, after: str) -> None:

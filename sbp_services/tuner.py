@@ -20,7 +20,8 @@ from sbp_services.service import Service, log
 from streaming_sbp.config import Config, ConfigError
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.tokenizer import Tokenizer
-from streaming_sbp.pairing.pairs import PairTable, made_from
+from streaming_sbp.files import read_json
+from streaming_sbp.pairing.pairs import STATISTICS_NAME, PairTable, made_from
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.synthesizer.engines import make_engine
 from streaming_sbp.synthesizer.engines.base import Sampling
@@ -228,10 +229,8 @@ class TunerService(Service):
         self.pairs = training_pairs(table, self.documents, self.prompter)
         if not len(self.pairs) or not len(heldout):
             found, self.pairs = len(self.pairs), None
-            return (
-                f"for pairs: the table has {found} for training and {len(heldout)} held out, expected both; "
-                "lower pairing.threshold or raise pairing.heldout_share, and pair again"
-            )
+            why = (read_json(self.run.pairs / STATISTICS_NAME) or {}).get("missing_because", "")
+            return f"for pairs: the table has {found} for training and {len(heldout)} held out, expected both; {why}"
         shuffled = np.random.default_rng(self.config.run.seed).permutation(heldout)
         chosen = np.sort(shuffled[: self.config.synthesizer.heldout_pairs])
         judges = PairSequences(self.pairable, table.seed[chosen], table.target[chosen], self.prompter)

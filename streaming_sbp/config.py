@@ -7,6 +7,7 @@ the nearest name. A run keeps its resolved copy in ``RUN/config.toml``; every pr
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -28,7 +29,7 @@ from streaming_sbp.telemetry.catalogue import MAX_DEPTH
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class ConfigError(ValueError):
@@ -36,7 +37,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -85,11 +86,24 @@ class Pairing(Section):
     dimensions: Positive = 384  # of the tfidf embedding, after truncated SVD; fewer blur, and similarities rise
     max_features: Positive = 2**17  # terms kept by tfidf before the SVD
     threshold: Share = 0.5  # keep pairs whose inner product is above; depends on the embedder (the paper: about 0.75)
-    pairs_per_document: Annotated[float, Field(ge=0.0)] = 0.0  # above 0: the threshold that gives so many, on average
+    # above 0: the threshold that gives so many, on average, if there are so many
+    pairs_per_document: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0  # before the held-out cut
     max_targets_per_seed: Positive = 8  # neighbours kept per seed document
-    near_duplicate_jaccard: Share = 0.5  # documents that share as much of their shingles are copies: one of them pairs
+    # documents that share as much of their shingles are copies: one of them pairs
+    near_duplicate_jaccard: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # 1: only those that share all
     shingle_tokens: Positive = 13  # length of a shingle
-    heldout_share: Share = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
+    heldout_share: Fraction = 0.05  # of neighbourhoods whose pairs only judge; not used where groups are held out
+
+    @field_validator("embedder")
+    @classmethod
+    def _embedder_has_a_name(cls, name: str) -> str:
+        known = {"tfidf", "self"}
+        meant = re.sub(r"[\W_]", "", name).lower()
+        if meant in known and name not in known:
+            raise ValueError(f"unknown embedder; did you mean {meant!r}?")
+        if not name.strip():
+            raise ValueError("expected tfidf, self, or a sentence-transformers path or name")
+        return name
 
 
 class Model(Section):
@@ -290,7 +304,7 @@ class Telemetry(Section):
     # RUN/records/ROLE.jsonl is thinned above this size: more keeps finer curves of long ago, and is slower to read
     record_bytes: Annotated[int, Field(ge=2**14)] = 8 * 2**20  # of each role; the trainer writes about 50 MB a day
     # of the trainer's hardware, one rank, FLOP/s: its data sheet's figure for the precision, for the utilisation
-    peak_flops: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # 0: not known, no utilisation is shown
+    peak_flops: Annotated[float, Field(ge=0.0)] = 0.0  # 0: not known, no utilisation is shown
 
 
 class Supervisor(Section):
@@ -320,6 +334,10 @@ class Config(Section):
     journal: Journal = Journal()
     telemetry: Telemetry = Telemetry()
     supervisor: Supervisor = Supervisor()
+
+    @property
+    def needs_pairs(self) -> bool:
+        return self.synthesizer.mode != "off" or self.mix.pair_share > 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

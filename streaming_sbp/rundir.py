@@ -95,7 +95,8 @@ class RunDir:
         if changes and not accept_changes:
             raise ConfigError(
                 f"{path} holds a run with another configuration:\n  " + "\n  ".join(changes) + "\n"
-                "go on with the new values by --accept-changes, start over by --fresh, or choose another run.dir"
+                "go on with the new values by --accept-changes, start over by `sbp run --fresh`, or choose another "
+                "run.dir"
             )
         if changes:
             check_nobody_works_on(path)

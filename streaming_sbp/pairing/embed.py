@@ -20,9 +20,9 @@ from sklearn.utils.extmath import randomized_svd
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.data import tfidf
+from streaming_sbp.pairing.embedders import SELF, TFIDF, missing_package
 from streaming_sbp.pairing.index import IN_MEMORY_BYTES
 
-TFIDF, SELF = "tfidf", "self"
 SVD_FIT_DOCUMENTS = 2**15  # the projection is fitted on an even sample of this many, then applied to all
 PROJECTED_TOGETHER = 2**14  # documents
 SVD_ITERATIONS = 5  # of the power method; the small singular values need them
@@ -147,10 +147,7 @@ def _load_model(name: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ConfigError(
-            f'pairing.embedder = "{name}": needs sentence-transformers ({error}): '
-            f"pip install 'streaming-sbp[embed]', or choose \"{TFIDF}\""
-        ) from None
+        raise missing_package(name, str(error)) from None
     try:
         return SentenceTransformer(name)
     except Exception as error:  # the hub, torch and each architecture raise their own

@@ -33,11 +33,11 @@ from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.pairing.control import random_targets
 from streaming_sbp.pairing.copies import Shingles, find_copies
 from streaming_sbp.pairing.duplicates import find_duplicates
-from streaming_sbp.pairing.embed import make_embedder, stack
+from streaming_sbp.pairing.embed import Embedder, make_embedder, stack
 from streaming_sbp.pairing.heldout import PURPOSE, Cut, cut, cut_groups, groups_of_copies
 from streaming_sbp.pairing.index import choose, nearest
 from streaming_sbp.pairing.pairs import PairTable, made_from
-from streaming_sbp.pairing.statistics import Similarities, describe, of_random_pairs
+from streaming_sbp.pairing.statistics import Similarities, describe, of_random_pairs, why_missing
 
 TEXT_BATCH_DOCUMENTS = 256
 NEIGHBOURS_PER_TARGET = 2  # searched for each pair wanted: copies are found too, and removed
@@ -81,10 +81,11 @@ def find_pairs(
     Raises ConfigError when the embedder cannot be used.
     """
     documents, num_training, clock = dataset.pairable(), len(dataset.split("train")), PhaseClock(report)
+    embedder = make_embedder(settings, seed, model)  # before the work that would be lost
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".pairing-") as folder:
         shingles = Shingles(documents.tokens, settings.shingle_tokens)
         duplicate = _duplicates(shingles, len(documents), settings, clock) >= 0
-        embeddings = _embed(documents, dataset.tokenizer(), settings, seed, clock, model, Path(folder))
+        embeddings = _embed(embedder, documents, dataset.tokenizer(), clock, Path(folder))
         without_vector = sum(1 for row in embeddings if not row.any())
         embeddings[duplicate] = 0.0  # has no neighbours, and is none
         by_chance = of_random_pairs(embeddings, seed)
@@ -92,6 +93,7 @@ def find_pairs(
         copies = _copies(candidates, shingles, settings, clock)
         across_groups = (candidates.seed < num_training) != (candidates.target < num_training)
         related = _best(candidates.where(~copies & ~across_groups), settings.max_targets_per_seed)
+        num_related = len(related)
         related, threshold = _calibrated(related, settings, len(documents))
         with clock.phase("heldout", len(related), "pairs"):
             chosen = _cut(related, candidates.where(copies), documents, num_training, settings.heldout_share)
@@ -106,13 +108,18 @@ def find_pairs(
         "index": choose(settings.index, len(documents)),
         "num_documents_without_vector": without_vector,
         "num_candidates_above_threshold": len(candidates),
+        "num_pairs_wanted": _num_wanted(settings, len(documents)),
+        "num_pairs_to_choose_from": num_related,
         "num_near_duplicate_documents": int(duplicate.sum()),
         "num_near_duplicate_pairs": int(copies.sum()),
         "num_pairs_across_the_cut_dropped": num_across + int((~inside).sum()),
         "num_without_unrelated_target_dropped": int(inside.sum()) - len(table),
-        "no_heldout_pairs_because": _why_none(table, settings.heldout_share, len(documents) > num_training),
+        "num_heldout_without_unrelated_target_dropped": int(chosen.heldout.sum() - heldout.sum()),
+        "held_out_at_ingest": len(documents) > num_training,
+        "fewest_held_out": chosen.least,
         "seconds": clock.seconds,
     }
+    statistics["missing_because"] = why_missing(statistics, settings)
     return Found(table, statistics)
 
 
@@ -138,16 +145,7 @@ def _duplicates(shingles: Shingles, num_documents: int, settings: config.Pairing
         return find_duplicates(shingles, num_documents, settings.near_duplicate_jaccard, advance)
 
 
-def _embed(
-    documents: Split,
-    tokenizer: Tokenizer,
-    settings: config.Pairing,
-    seed: int,
-    clock: PhaseClock,
-    model: Path | None,
-    folder: Path,
-) -> np.ndarray:
-    embedder = make_embedder(settings, seed, model)
+def _embed(embedder: Embedder, documents: Split, tokenizer: Tokenizer, clock: PhaseClock, folder: Path) -> np.ndarray:
     with clock.phase("embed", len(documents), "documents") as advance:
         return stack(embedder, _texts(documents, tokenizer, advance), len(documents), folder)
 
@@ -191,18 +189,23 @@ def _best(candidates: Candidates, max_targets: int) -> Candidates:
 
 
 def _calibrated(related: Candidates, settings: config.Pairing, num_documents: int) -> tuple[Candidates, float]:
-    """The most similar `pairs_per_document` times ``num_documents`` candidates, and the threshold they are above.
+    """The most similar candidates, as many as are wanted, and the threshold they are above.
 
     Fewer when there are no more; pairs that are as similar as the last one come with it.
     """
-    wanted = round(settings.pairs_per_document * num_documents)
-    if not settings.pairs_per_document:
+    wanted = _num_wanted(settings, num_documents)
+    if not wanted:
         return related, settings.threshold
-    if not 0 < wanted < len(related):
+    if wanted >= len(related):
         return related, 0.0
     last = np.partition(related.similarity, len(related) - wanted)[len(related) - wanted]
     threshold = float(np.nextafter(last, np.float32(-1)))
     return related.where(related.similarity > np.float32(threshold)), threshold
+
+
+def _num_wanted(settings: config.Pairing, num_documents: int) -> int:
+    """What `pairing.pairs_per_document` asks for, one at least; 0 where it asks for nothing."""
+    return max(1, round(settings.pairs_per_document * num_documents)) if settings.pairs_per_document else 0
 
 
 def _cut(related: Candidates, copies: Candidates, documents: Split, num_training: int, share: float) -> Cut:
@@ -221,13 +224,3 @@ def _control(
     found = np.lexsort((-similarity, related.seed))
     found = found[target[found] >= 0]
     return Candidates(related.seed, target, similarity).where(found), heldout[found]
-
-
-def _why_none(table: PairTable, share: float, by_groups: bool) -> str:
-    if table.heldout.any():
-        return ""
-    if not len(table):
-        return "there are no pairs"
-    if by_groups:
-        return "no two documents of a held-out group are related"
-    return "pairing.heldout_share is 0" if share == 0.0 else "no two pairs have all their documents apart"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from streaming_sbp import config
 from streaming_sbp.pairing.control import similarities
 from streaming_sbp.pairing.pairs import PairTable
 
@@ -75,6 +76,78 @@ def describe(
             "largest": found.largest,
         },
     }
+
+
+def why_missing(found: dict[str, Any], settings: config.Pairing) -> str:
+    """Why there are no pairs, or none on one side of the held-out cut, and what to do; "" when nothing is missing.
+
+    ``found``: the finished statistics.
+    """
+    if not found["num_pairs"]:
+        return f"no pairs: {_why_no_pairs(found, settings)}"
+    if not found["num_heldout_pairs"]:
+        return f"no pairs are held out: {_why_no_heldout_pairs(found, settings)}; the tuner needs some"
+    if found["num_heldout_pairs"] == found["num_pairs"]:
+        return f"no pairs are left for training: {_losses(found, settings)}"
+    return ""
+
+
+def _why_no_pairs(found: dict[str, Any], settings: config.Pairing) -> str:
+    if found["num_candidates_above_threshold"]:
+        return _losses(found, settings)
+    if not found["similarity"]["largest"]:
+        return (
+            f"of {found['num_documents']:,} documents {found['num_near_duplicate_documents']:,} are near-duplicates of "
+            f"others (pairing.near_duplicate_jaccard = {settings.near_duplicate_jaccard:g}), and the embedder knows "
+            f"nothing of {found['num_documents_without_vector']:,}; expected two others at least"
+        )
+    largest = ", ".join(f"{value:.3f}" for value in found["similarity"]["largest"])
+    return (
+        f"pairing.threshold = {found['threshold']}; the largest similarities found: {largest}; near-duplicates left "
+        f"out: {found['num_near_duplicate_documents']} "
+        f"({'choose another pairing.embedder' if settings.pairs_per_document else 'lower pairing.threshold'})"
+    )
+
+
+def _losses(found: dict[str, Any], settings: config.Pairing) -> str:
+    """What became of the candidates; a way out for each kind."""
+    more_pairs, jaccard = _more_pairs(settings), settings.near_duplicate_jaccard
+    hold_out_less = "hold out less at ingest" if found["held_out_at_ingest"] else "lower pairing.heldout_share"
+    kinds = [
+        (
+            found["num_near_duplicate_pairs"],
+            f"are of near-duplicates (raise pairing.near_duplicate_jaccard = {jaccard:g}, or {more_pairs})",
+        ),
+        (
+            found["num_pairs_across_the_cut_dropped"],
+            f"have one document held out, the other not ({more_pairs}, or {hold_out_less})",
+        ),
+        (found["num_without_unrelated_target_dropped"], f"have no unrelated target ({_unrelated_ways_out(found)})"),
+    ]
+    lost = "; ".join(f"{count:,} {what}" for count, what in kinds if count)
+    return f"of {found['num_candidates_above_threshold']:,} candidates {lost}"
+
+
+def _why_no_heldout_pairs(found: dict[str, Any], settings: config.Pairing) -> str:
+    if lost := found["num_heldout_without_unrelated_target_dropped"]:
+        return f"{lost:,} have no unrelated target among the documents held out ({_unrelated_ways_out(found)})"
+    if found["held_out_at_ingest"]:
+        return (
+            "no two documents held out at ingest are related and no copies of training documents "
+            f"({_more_pairs(settings)}, or hold out more at ingest)"
+        )
+    if settings.heldout_share == 0.0:
+        return "pairing.heldout_share is 0"
+    return f"no two pairs have all their documents apart ({_more_pairs(settings)}, or add text)"
+
+
+def _more_pairs(settings: config.Pairing) -> str:
+    return "raise pairing.pairs_per_document" if settings.pairs_per_document else "lower pairing.threshold"
+
+
+def _unrelated_ways_out(found: dict[str, Any]) -> str:
+    hold_out_more = "hold out more at ingest" if found["held_out_at_ingest"] else "raise pairing.heldout_share"
+    return f"raise the threshold, {found['threshold']:.3g}, {hold_out_more}, or add text about something else"
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

@@ -84,7 +84,7 @@ def measure_trial(
         **_distinct(documents, real),
         "mean_log_prob": log_probs / max(num_tokens, 1),
         **reference.copying(documents, generator.max_copied_span),
-        **reference.terms.related(documents, trial.seeds).measures(),
+        **reference.related(documents, trial.seeds).measures(),
         **(reference.truth.measures(documents, trial.seeds) if reference.truth else {}),
         **reference.real,
         "sent_documents": float(sent.num_documents),
@@ -131,7 +131,7 @@ def value_of(document: SentDocument, reference: Reference) -> ValuedDocument:
         "corpus_13gram_share": reference.index.share(document.tokens),
         "mean_tokens": float(len(document.tokens)),
         "mean_log_prob": document.log_prob,
-        "relatedness": reference.terms.related([document.tokens], [document.seed]).mean,
+        "relatedness": float(reference.terms.cosines([document.tokens], [document.seed])[0]),
     }
     if reference.truth:
         values |= reference.truth.values(document.tokens, document.seed)

@@ -23,11 +23,13 @@ import numpy as np
 from streaming_sbp.files import fsync_directory, read_json, write_json
 from streaming_sbp.synthesizer.corpus_index import CorpusIndex
 from streaming_sbp.synthesizer.filters import copied_share
-from streaming_sbp.synthesizer.relatedness import FIT_DOCUMENTS, TermWeights
+from streaming_sbp.synthesizer.relatedness import FIT_DOCUMENTS, Related, TermWeights
 from streaming_sbp.synthesizer.truth import Truth
 
 REFERENCE = "reference.json"
+FORMAT_VERSION = 2  # another one, or none, is made again
 NUM_REAL = 256  # held-out documents, and pairs, that say what real text measures
+OTHERS_SEED = 20250912  # of the documents that relatedness compares with: the same for every candidate and real text
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -75,13 +77,17 @@ class Reference:
         seeds = np.stack([hashes[order], order.astype(np.uint64)], axis=1)
         bare = cls(index, terms, corpus, seeds, {})
         sources, targets = [seed for seed, _ in pairs], [target for _, target in pairs]
-        related = terms.related(targets, sources)
         real = bare.copying(heldout, max_copied_span)
         real.pop("longest_corpus_span")
         real["copied_share"] = copied_share(targets, sources, max_copied_span)
-        real |= related.measures()
+        real |= bare.related(targets, sources).measures()
         real |= truth.measures(targets, sources) if truth else {}
         return cls(index, terms, corpus, seeds, {f"real_{name}": value for name, value in real.items()}, truth)
+
+    def related(self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> Related:
+        """Beside `NUM_REAL` documents of the corpus, cut to the length of the longest seed."""
+        others = sample_of(self.corpus, max(map(len, seeds), default=0), OTHERS_SEED)
+        return self.terms.related(documents, seeds, others)
 
     def copying(self, documents: Sequence[np.ndarray], max_copied_span: float) -> dict[str, float]:
         """``corpus_13gram_share``: mean over documents. ``corpus_copied_share``: documents of which a single corpus
@@ -111,7 +117,12 @@ class Reference:
         self.index.save(temporary)
         np.save(temporary / "idf.npy", self.terms.idf)
         np.save(temporary / "seeds.npy", self.seeds)
-        facts = {"dataset_digest": dataset_digest, "zero_bits": self.index.zero_bits, "real": self.real}
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "dataset_digest": dataset_digest,
+            "zero_bits": self.index.zero_bits,
+            "real": self.real,
+        }
         write_json(temporary / REFERENCE, facts)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
@@ -122,7 +133,7 @@ class Reference:
         """None when there is none yet of this data set, or it cannot be read: it is made again."""
         try:
             facts = read_json(folder / REFERENCE)
-            if facts is None or facts["dataset_digest"] != dataset_digest:
+            if facts is None or (facts["format_version"], facts["dataset_digest"]) != (FORMAT_VERSION, dataset_digest):
                 return None
             index = CorpusIndex.load(folder, facts["zero_bits"])
             seeds = np.load(folder / "seeds.npy", mmap_mode="r").view(np.ndarray)

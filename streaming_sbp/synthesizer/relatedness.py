@@ -1,8 +1,11 @@
 """How related a document is to its seed: cosine of tf-idf weighted token counts (Salton and Buckley 1988).
 
 Cheap enough to measure what the trainer receives, and the same for every choice of `pairing.embedder`. A text of the
-same corpus is a little related to any other, so what counts is the lift: above the mean relatedness to the other seeds.
-A document is *not related* to its seed when it is no closer to it than to the closest 5 % of the other seeds.
+same corpus is a little related to any other, so each document is also compared with documents of the corpus that are
+*unrelated to its seed*: not the seed itself, and not among the 5 % that are the closest to it. What counts is the lift,
+above the mean relatedness to those, and a document is *not related* to its seed when it is no closer to it than to the
+closest 5 % of those. The others are drawn from the corpus, not from the other seeds: seeds of held-out pairs come from
+few neighbourhoods, and are relatives of each other.
 """
 
 from __future__ import annotations
@@ -13,14 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-UNRELATED_QUANTILE = 0.95  # of the cosines with the others' seeds; what is written without a seed is below it as often
+UNRELATED_QUANTILE = 0.95  # of the cosines with other documents; what is written without a seed is below it as often
+SAME = 1.0 - 1e-6  # cosine of a document with itself
 FIT_DOCUMENTS = 20_000  # inverse document frequencies from the first so many
 
 
 @dataclass(frozen=True)
 class Related:
-    """``each``: cosine of each document with its own seed; ``lift``: their mean, less that with the others' seeds;
-    ``unrelated_share``: documents that are not related to their seed. 0 where there are no other seeds."""
+    """``each``: cosine of each document with its own seed; ``lift``: their mean, less that with documents unrelated to
+    the seed; ``unrelated_share``: documents that are not related to their seed, 0 where there is nothing unrelated."""
 
     each: np.ndarray
     lift: float
@@ -53,17 +57,29 @@ class TermWeights:
             num_documents += 1
         return cls((np.log((1 + num_documents) / (1 + num_with)) + 1).astype(np.float32))
 
-    def related(self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> Related:
-        """``documents[i]`` was written from ``seeds[i]``."""
+    def cosines(self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray]) -> np.ndarray:
+        """Of each document with its own seed: ``documents[i]`` was written from ``seeds[i]``."""
         if not len(documents):
-            return Related(np.zeros(0), 0.0, 0.0)
-        cosines = np.asarray((self._vectors(documents) @ self._vectors(seeds).T).todense())
-        each = cosines.diagonal()
-        if len(documents) == 1:
+            return np.zeros(0)
+        return np.asarray(self._vectors(documents).multiply(self._vectors(seeds)).sum(axis=1)).ravel()
+
+    def related(
+        self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray], others: Sequence[np.ndarray]
+    ) -> Related:
+        """``documents[i]`` was written from ``seeds[i]``; ``others``: documents drawn from the corpus."""
+        each = self.cosines(documents, seeds)
+        if not len(each) or not len(others):
+            return Related(each, float(each.mean()) if len(each) else 0.0, 0.0)
+        to_others = (self._vectors(documents) @ self._vectors(others).T).toarray()
+        between = (self._vectors(seeds) @ self._vectors(others).T).toarray()
+        related = between > np.minimum(np.quantile(between, UNRELATED_QUANTILE, axis=1, keepdims=True), SAME)
+        rows = ~related.all(axis=1)
+        if not rows.any():
             return Related(each, float(each.mean()), 0.0)
-        others = cosines[~np.eye(len(cosines), dtype=bool)].reshape(len(cosines), -1)
-        closest = np.quantile(others, UNRELATED_QUANTILE, axis=1)
-        return Related(each, float(each.mean() - others.mean()), float((each <= closest).mean()))
+        unrelated, known = np.where(related, np.nan, to_others)[rows], each[rows]
+        closest = np.nanquantile(unrelated, UNRELATED_QUANTILE, axis=1)
+        lift = float((known - np.nanmean(unrelated, axis=1)).mean())
+        return Related(each, lift, float((known <= closest).mean()))
 
     def _vectors(self, documents: Sequence[np.ndarray]) -> sparse.csr_matrix:
         """Unit rows of (1 + ln count) * idf [documents, vocabulary]; an empty document has a row of zeros."""

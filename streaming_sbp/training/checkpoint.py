@@ -165,7 +165,7 @@ class CheckpointStore:
         if problems:
             raise ConfigError(
                 f"{self.folder}: no checkpoint is whole ({'; '.join(problems)}); "
-                "restore one, or start over with --fresh (the run is moved aside, not deleted)"
+                "restore one, or start over with `sbp run --fresh` (the run is moved aside, not deleted)"
             )
         return None
 

@@ -467,7 +467,7 @@ def train_real_text_only(folder: Path, *extra: str) -> dict[str, Any]:
     def tuner_says() -> str:
         return run.read_roles().get("tuner", {}).get("detail") or ""
 
-    runs.wait_for("the tuner gives the reason", lambda: "lower pairing.threshold" in tuner_says(), process)
+    runs.wait_for("the tuner gives the reason", lambda: "expected both" in tuner_says(), process)
     before = runs.num_steps(run)
     runs.wait_for("it trains", lambda: runs.num_steps(run) > before + 100, process)
     runs.end(process, signal.SIGTERM)

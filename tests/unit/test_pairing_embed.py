@@ -1,5 +1,6 @@
 """Embedders: norms, determinism, tiny corpora, and what is said when a model cannot be used."""
 
+import importlib.util
 import math
 import sys
 import types
@@ -21,6 +22,7 @@ from streaming_sbp.pairing.embed import (
     stack,
     unit_rows,
 )
+from streaming_sbp.pairing.embedders import require_embedder
 
 TEXTS = [
     "the river carries the stone",
@@ -106,6 +108,27 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigError, match=r"pairing\.embedder = \"some/model\".*pip install 'streaming-sbp\[embed\]'"):
         make_embedder(config.Pairing(embedder="some/model"), seed=0)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./model", "/model", "two words", "~", "org/"])
+def test_a_name_that_can_be_no_embedder_is_refused(name):
+    with pytest.raises(ConfigError, match="no such folder; expected"):
+        require_embedder(name)
+
+
+def test_a_known_name_a_folder_and_a_name_on_the_hub_are_taken(monkeypatch, tmp_path):
+    for name in ("tfidf", "self"):
+        require_embedder(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for name in (str(tmp_path), "all-MiniLM-L6-v2", "BAAI/bge-small-en-v1.5"):
+        require_embedder(name)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "BAAI/bge-small-en-v1.5"])
+def test_a_missing_package_is_noticed_without_loading_anything(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ConfigError, match=r"not installed.*pip install 'streaming-sbp\[embed\]'"):
+        require_embedder(name)
 
 
 def fake_sentence_transformers(monkeypatch):

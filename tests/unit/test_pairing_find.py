@@ -1,6 +1,8 @@
 """The whole search, on real ingested data sets of a few topics."""
 
 import json
+import random
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -9,10 +11,14 @@ import pytest
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.data.ingest import ingest
+from streaming_sbp.pairing import find
 from streaming_sbp.pairing.embed import TfidfEmbedder, stack
 from streaming_sbp.pairing.find import find_pairs
 from streaming_sbp.pairing.pairs import made_from
 from streaming_sbp.pairing.statistics import NUM_RANDOM_PAIRS
+from tests.conftest import sentences
+
+RELATIONS = ("related", "random")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +118,7 @@ def test_statistics_add_up(dataset, found):
     assert statistics["hubs"][0]["num_pairs"] == max(np.bincount(table.target))
     assert statistics["hubs"][0]["id"] == dataset.split("train").ids[statistics["hubs"][0]["document"]]
     assert list(statistics["seconds"]) == ["duplicates", "embed", "search", "copies", "heldout"]
-    assert statistics["no_heldout_pairs_because"] == ""
+    assert statistics["missing_because"] == ""
 
 
 def test_random_pairs_show_where_the_similarities_of_all_pairs_lie(dataset, found):
@@ -164,7 +170,7 @@ def test_corpora_without_pairs_give_an_empty_table(tmp_path, texts):
     found = find_pairs(make_dataset(tmp_path, texts), config.Pairing(), 0)
     assert len(found.table) == 0
     assert found.statistics["num_documents_without_pair"] == len(texts)
-    assert found.statistics["no_heldout_pairs_because"] == "there are no pairs"
+    assert found.statistics["missing_because"].startswith("no pairs: ")
     found.table.save(tmp_path / "pairs", ["x"] * len(texts), found.statistics)
 
 
@@ -174,7 +180,65 @@ def test_two_related_documents_are_a_pair_in_both_orders_and_none_can_be_held_ou
     )
     assert sorted(zip(found.table.seed.tolist(), found.table.target.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert not found.table.heldout.any()
-    assert found.statistics["no_heldout_pairs_because"] == "no two pairs have all their documents apart"
+    assert "held out: no two pairs have all their documents apart" in found.statistics["missing_because"]
+
+
+@pytest.mark.parametrize("wish", [1e-9, 0.001, 0.004])
+def test_a_wish_for_fewer_pairs_than_one_gives_the_most_similar(dataset, wish):
+    found = find_pairs(dataset, config.Pairing(pairs_per_document=wish), 0)
+    assert 0 < len(found.table) <= 4  # those that are as similar come with it
+    assert found.statistics["num_pairs_wanted"] == max(1, round(wish * found.statistics["num_documents"]))
+    assert round(float(found.table.similarity.min()), 4) == found.statistics["similarity"]["largest"][0]
+
+
+def test_copies_are_the_reason_when_all_pairs_are_copies(dataset, monkeypatch):
+    monkeypatch.setattr(find, "find_copies", lambda shingles, seed, *others: np.ones(len(seed), dtype=bool))
+    found = find_pairs(dataset, config.Pairing(), 0)
+    count = found.statistics["num_candidates_above_threshold"]
+    assert len(found.table) == 0
+    why = found.statistics["missing_because"]
+    assert f"of {count:,} candidates" in why
+    assert f"{found.statistics['num_near_duplicate_pairs']:,} are of near-duplicates (raise pairing.near_dup" in why
+
+
+def about_topics(folder, num_topics, num_documents=400):
+    rng, topics = random.Random(0), ("river", "engine", "bread", "violin", "comet")[:num_topics]
+    return make_dataset(
+        folder,
+        [f"Note {i}. {sentences(topics[i % num_topics], rng, rng.randint(2, 6))}" for i in range(num_documents)],
+    )
+
+
+def test_random_pairs_of_few_topics_are_held_out_all_the_same(tmp_path):
+    """One neighbourhood alone would be of one topic, and without an unrelated target."""
+    dataset = about_topics(tmp_path, 5)
+    related, control = (find_pairs(dataset, config.Pairing(relation=kind), 0) for kind in RELATIONS)
+    assert control.statistics["num_heldout_pairs"] > 0.9 * related.statistics["num_heldout_pairs"] > 10
+    assert control.statistics["missing_because"] == ""
+
+
+def test_random_pairs_of_one_topic_name_the_missing_unrelated_targets(tmp_path):
+    dataset = about_topics(tmp_path, 1, 100)
+    related, control = (find_pairs(dataset, config.Pairing(relation=kind, threshold=0.01), 0) for kind in RELATIONS)
+    assert len(control.table) == 0
+    lost = len(related.table)
+    assert control.statistics["num_without_unrelated_target_dropped"] == lost
+    assert f"{lost:,} have no unrelated target (raise the threshold, 0.01, " in control.statistics["missing_because"]
+
+
+def test_a_share_that_leaves_no_training_pairs_is_told(dataset):
+    found = find_pairs(dataset, config.Pairing(heldout_share=0.999), 0)
+    assert found.statistics["fewest_held_out"]
+    assert 1 <= found.table.heldout.sum() <= 2
+    assert not find_pairs(dataset, config.Pairing(), 0).statistics["fewest_held_out"]
+
+
+def test_a_model_that_cannot_be_loaded_is_found_before_the_work(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    seen = []
+    with pytest.raises(config.ConfigError, match="some/model"):
+        find_pairs(dataset, config.Pairing(embedder="some/model"), 0, seen.append)
+    assert not seen
 
 
 def test_progress_is_told_phase_by_phase_and_may_end_the_search(dataset):

@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
-from sbp_services import pairer
+from sbp_services import cli, pairer
 from sbp_services.pairer import PairerService
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Dataset
@@ -129,6 +130,42 @@ def test_no_pairs_is_a_warning_with_the_largest_similarities_and_is_not_tried_ag
 def test_no_held_out_pairs_is_a_warning(run, caplog):
     serve(changed(run, "pairing.heldout_share=0.0"))
     assert "no pairs are held out: pairing.heldout_share is 0" in caplog.text
+
+
+def test_more_pairs_wanted_than_there_are_is_a_warning_with_both_numbers(run, caplog):
+    serve(changed(run, "pairing.pairs_per_document=1000"))
+    statistics = read_json(run.pairs / "statistics.json")
+    wanted, there = statistics["num_documents"] * 1000, statistics["num_pairs_to_choose_from"]
+    assert f"asks for {wanted:,} pairs, and there are {there:,} above" in caplog.text
+    assert "raise pairing.max_targets_per_seed = 8, or ask for fewer" in caplog.text
+
+
+def test_a_wish_that_is_met_and_a_cut_that_can_be_had_are_no_warnings(run, caplog):
+    serve(changed(run, "pairing.pairs_per_document=2"))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_share_that_cannot_be_had_is_a_warning(run, caplog):
+    serve(changed(run, "pairing.heldout_share=0.999"))
+    assert "pairing.heldout_share = 0.999 cannot be had" in caplog.text
+
+
+def test_an_embedder_that_cannot_be_found_ends_it_before_any_work(run):
+    status, _ = serve(changed(run, "pairing.embedder=no/such/folder"))
+    assert status == 2
+    assert "no such folder" in read_json(run.roles / "pairer.json")["detail"]
+    assert list(run.pairs.iterdir()) == []
+
+
+def test_a_missing_data_set_leaves_no_run_directory(tmp_path, tiny_config):
+    arguments = [f"run.dir={tmp_path / 'new'}", "pairing.embedder=tfidf"]
+    missing = CliRunner().invoke(cli.app, ["pair", *arguments, f"data.dataset={tmp_path / 'missing'}"])
+    assert "sbp ingest" in str(missing.exception)
+    unknown = CliRunner().invoke(
+        cli.app, ["pair", arguments[0], "pairing.embedder=no/such/folder", f"data.dataset={tiny_config.data.dataset}"]
+    )
+    assert "no such folder" in str(unknown.exception)
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_embedder_that_cannot_be_used_is_a_bad_configuration(run, monkeypatch, caplog):

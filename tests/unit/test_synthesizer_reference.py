@@ -1,5 +1,6 @@
 """What sampled documents are compared with, beside a slow computation."""
 
+import json
 import math
 
 import numpy as np
@@ -65,24 +66,43 @@ def test_relatedness_is_the_cosine_of_tfidf():
         return weights / np.linalg.norm(weights)
 
     a, b = [0, 1, 1], [1, 4, 4, 4]
-    found = terms.related([np.array(a), np.array(b)], [np.array(b), np.array(b)])
+    both = [np.array(a), np.array(b)]
+    found = terms.related(both, [both[1], both[1]], both)
     assert found.each.tolist() == pytest.approx([vector(a) @ vector(b), 1.0])
-    own = terms.related([np.array(a), np.array(b)], [np.array(a), np.array(b)])
+    own = terms.related(both, both, both)
     assert own.lift == pytest.approx(1.0 - vector(a) @ vector(b))
-    assert found.unrelated_share == 1.0  # neither is closer to its seed than to the other one, which is the same
+    assert found.unrelated_share == 0.5  # the first is the other document, to which its seed is unrelated
     assert own.unrelated_share == 0.0
-    assert terms.related([], []).mean == 0.0
-    assert terms.related([np.zeros(0, int)], [np.array(a)]).mean == 0.0
+    assert terms.related([], [], both).mean == 0.0
+    assert terms.related([np.zeros(0, int)], [both[0]], both).mean == 0.0
+    alone = terms.related([both[1]], [both[0]], [both[0]])
+    assert (alone.lift, alone.unrelated_share) == (alone.mean, 0.0)  # nothing to compare with but the seed itself
 
 
 def test_what_is_written_without_a_seed_is_unrelated_in_19_of_20_cases():
     rng = np.random.default_rng(0)
     corpus, seeds = ([rng.integers(0, 500, 80) for _ in range(400)] for _ in range(2))
     terms = TermWeights.fit(corpus, 500)
-    assert terms.related(corpus, seeds).unrelated_share == pytest.approx(0.95, abs=0.04)
+    assert terms.related(corpus, seeds, seeds).unrelated_share == pytest.approx(0.95, abs=0.04)
     half = [np.concatenate([seed[:40], other[:40]]) for seed, other in zip(seeds, corpus, strict=True)]
     mixed = [*half[:100], *corpus[100:]]
-    assert terms.related(mixed, seeds).unrelated_share == pytest.approx(0.75 * 0.95, abs=0.04)
+    assert terms.related(mixed, seeds, seeds).unrelated_share == pytest.approx(0.75 * 0.95, abs=0.04)
+
+
+def test_seeds_that_are_relatives_of_each_other_are_not_what_real_text_is_compared_with():
+    """Held-out pairs are of few neighbourhoods: here of one, which is a twentieth of the corpus."""
+    rng = np.random.default_rng(0)
+    corpus = Corpus(400, 60, 0)
+    families = [rng.integers(0, 2000, 40) for _ in range(20)]
+    corpus.documents = [np.concatenate([families[i % 20], rng.integers(0, 2000, 20)]) for i in range(400)]
+    pairs = [(corpus.documents[i], corpus.documents[j]) for i in range(0, 120, 20) for j in range(0, 120, 20) if i != j]
+    made = Reference.build(corpus, [], pairs, 2000, 2**20, 0.5)
+    assert made.real["real_unrelated_share"] == 0.0
+    assert made.real["real_relatedness_lift"] > 0.9 * made.real["real_relatedness"] - 0.1
+    documents = [target for _, target in pairs]
+    assert made.related(documents, [corpus.documents[i] for i in range(1, 31)]).unrelated_share > 0.8
+    measured = made.related(documents, [seed for seed, _ in pairs]).measures()  # as synthetic documents are
+    assert measured == {name: made.real[f"real_{name}"] for name in measured}
 
 
 def test_it_is_read_back_as_it_was_written_and_of_another_data_set_not_at_all(tmp_path):
@@ -99,6 +119,10 @@ def test_it_is_read_back_as_it_was_written_and_of_another_data_set_not_at_all(tm
     assert read.real == made.real
     assert read.copying(corpus.documents[:9], 0.5) == made.copying(corpus.documents[:9], 0.5)
     assert Reference.load(folder, "another", corpus) is None
+    facts = json.loads((folder / "reference.json").read_text())
+    (folder / "reference.json").write_text(json.dumps(facts | {"format_version": 1}))
+    assert Reference.load(folder, "digest", corpus) is None
+    made.save(folder, "digest")
     (folder / "hashes.npy").write_bytes(b"damaged")
     assert Reference.load(folder, "digest", corpus) is None
     assert Reference.load(tmp_path / "nothing", "digest", corpus) is None

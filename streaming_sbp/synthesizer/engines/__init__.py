@@ -10,7 +10,7 @@ from streaming_sbp.data.tokenizer import Tokenizer
 from streaming_sbp.synthesizer.engines.base import Engine
 
 
-def require_installed(generator: config.Generator) -> None:
+def require_engine(generator: config.Generator) -> None:
     """Raises ConfigError when the engine's package is not installed. Loads nothing."""
     if generator.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
@@ -25,7 +25,7 @@ def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:
 
     device = choose_device(generator.device)
     precision = choose_precision(generator.precision, device)
-    require_installed(generator)
+    require_engine(generator)
     if generator.engine == "vllm":
         from streaming_sbp.synthesizer.engines.vllm import VllmEngine
 
