@@ -29,3 +29,11 @@ def test_a_given_synthesizer_that_is_not_there(tiny_config: Config, tmp_path: Pa
     given = 'synthesizer.mode="given"'
     assert "is not a folder" in refused(tiny_config, given, "synthesizer.snapshot=/nowhere")
     assert "has no config.json" in refused(tiny_config, given, f'synthesizer.snapshot="{tmp_path}"')
+
+
+def test_an_embedder_that_there_is_not(tiny_config: Config) -> None:
+    assert "/no/such/folder" in refused(tiny_config, "pairing.embedder=/no/such/folder")
+
+
+def test_a_store_of_an_unknown_kind(tiny_config: Config) -> None:
+    assert "nosuch" in refused(tiny_config, 'snapshots.url="nosuch://bucket/run"')
