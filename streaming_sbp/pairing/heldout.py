@@ -2,9 +2,8 @@
 
 In real text nearly all paired documents hang together, so there is no clean component to hold out. Instead documents
 are taken as anchors, in the order of their digest, each with the documents it is paired with, until the share is
-reached: two neighbourhoods at least, and not connected, where that can be, for one alone is often of one topic. Pairs
-inside are held out, pairs outside are for training, and pairs that cross are dropped, so no document of a held-out pair
-is in a training pair. Documents that are copies of each other count as one and stay together.
+reached. Pairs inside are held out, pairs outside are for training, and pairs that cross are dropped, so no document of
+a held-out pair is in a training pair. Documents that are copies of each other count as one and stay together.
 
 Where the data set has held-out groups (`data.heldout_groups_share`), their documents are in no training at all, so
 their pairs are the ones held out, and no others.
@@ -79,43 +78,21 @@ def _split(held: np.ndarray, seed_group: np.ndarray, target_group: np.ndarray) -
 def _neighbourhoods(
     seed: np.ndarray, target: np.ndarray, group: np.ndarray, key: np.ndarray, share: float
 ) -> np.ndarray:
-    """Groups to hold out: those of anchors and of their neighbours. One too large for what is left is passed over, and
-    so is one larger than half of all that is to be held out, if there are smaller ones."""
+    """Groups to hold out: those of anchors and of their neighbours. One too large for what is left is passed over."""
     paired = np.unique(np.concatenate([seed, target]))
     size = np.bincount(group[paired], minlength=group.max() + 1)
     neighbours = _adjacency(group[seed], group[target], len(size))
-    anchors = group[paired[np.argsort(key[paired])]].tolist()
-    wanted = share * len(paired)
-    held = _grow(anchors, neighbours, size, wanted, wanted / 2) or _grow(anchors, neighbours, size, wanted, wanted)
+    left = share * len(paired)
+    held: set[int] = set()
+    for anchor in group[paired[np.argsort(key[paired])]].tolist():
+        if left < 2:
+            break
+        new = {anchor, *neighbours.indices[neighbours.indptr[anchor] : neighbours.indptr[anchor + 1]].tolist()} - held
+        needed = size[list(new)].sum()
+        if anchor in new and needed <= left:
+            held |= new
+            left -= needed
     return np.array(sorted(held), dtype=np.int64)
-
-
-def _grow(
-    anchors: list[int], neighbours: sparse.csr_matrix, size: np.ndarray, wanted: float, largest: float
-) -> set[int]:
-    """Neighbourhoods of at most ``largest`` documents each, and ``wanted`` together; the second one from another
-    component of the graph than the first, if there is one."""
-    component = csgraph.connected_components(neighbours, directed=False)[1]
-    left, held = wanted, set[int]()
-
-    def hold(candidates: list[int], most: int) -> None:
-        nonlocal left
-        for anchor in candidates:
-            if left < 2 or not most:
-                return
-            near = neighbours.indices[neighbours.indptr[anchor] : neighbours.indptr[anchor + 1]].tolist()
-            new = {anchor, *near} - held
-            needed = size[list(new)].sum()
-            if anchor in new and needed <= min(left, largest):
-                held.update(new)
-                left -= needed
-                most -= 1
-
-    hold(anchors, 1)
-    here = {*component[list(held)].tolist()}
-    hold([anchor for anchor in anchors if component[anchor] not in here], 1)
-    hold(anchors, len(anchors))
-    return held
 
 
 def _adjacency(first: np.ndarray, second: np.ndarray, num_groups: int) -> sparse.csr_matrix:

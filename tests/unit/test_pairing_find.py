@@ -209,12 +209,15 @@ def about_topics(folder, num_topics, num_documents=400):
     )
 
 
-def test_random_pairs_of_few_topics_are_held_out_all_the_same(tmp_path):
-    """One neighbourhood alone would be of one topic, and without an unrelated target."""
+def test_random_pairs_whose_held_out_documents_are_of_one_topic_say_so(tmp_path):
     dataset = about_topics(tmp_path, 5)
     related, control = (find_pairs(dataset, config.Pairing(relation=kind), 0) for kind in RELATIONS)
-    assert control.statistics["num_heldout_pairs"] > 0.9 * related.statistics["num_heldout_pairs"] > 10
-    assert control.statistics["missing_because"] == ""
+    lost = related.statistics["num_heldout_pairs"]
+    assert lost > 10
+    assert control.statistics["num_heldout_pairs"] == 0
+    why = control.statistics["missing_because"]
+    assert why.startswith(f"no pairs are held out: {lost} have no unrelated target among the documents held out (raise")
+    assert "raise pairing.heldout_share" in why
 
 
 def test_random_pairs_of_one_topic_name_the_missing_unrelated_targets(tmp_path):

@@ -71,15 +71,6 @@ def test_the_anchor_with_the_smallest_key_is_held_out_with_its_neighbours():
     assert found.training.tolist() == [False, False, True, True, False]
 
 
-def test_one_neighbourhood_is_not_all_that_is_held_out_where_smaller_ones_are_there():
-    large = [(0, i) for i in range(1, 6)]
-    pairs = [*large, (6, 7), (7, 8), (9, 10), (10, 11)]
-    key = np.array([0, 7, 8, 9, 10, 11, 1, 2, 3, 4, 5, 6], dtype=np.uint64)
-    found, group = make_cut(pairs, 0.5, key=key)  # 6 of 12 documents, as many as the first neighbourhood has
-    assert sides(pairs, found, group)[0] == {6, 7, 8, 9, 10}
-    assert not found.least
-
-
 def test_copies_of_a_held_out_document_leave_with_it():
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
     key = np.arange(NUM_DOCUMENTS, dtype=np.uint64)
