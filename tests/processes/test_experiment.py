@@ -93,6 +93,7 @@ start_by_tokens = 6_000
 trial_documents = 4
 min_relatedness_ratio = 1.0
 min_seed_gain = 100.0
+min_length_ratio = 0.0
 max_length_ratio = 0.001
 
 [arms.fails]
