@@ -66,7 +66,7 @@ def repairs(run: RunDir, config: Config, status: Status) -> list[Suggestion]:
 
 
 def why_nothing_synthetic(config: Config, status: Status) -> str:
-    """Why no snapshot has been published; empty when one has, or when none is wanted."""
+    """Why no snapshot has been published; empty when one has."""
     snapshots, tuner = status["snapshots"], status["roles"]["tuner"]
     if snapshots["published"]:
         return ""

@@ -61,17 +61,20 @@ class TermWeights:
         """Of each document with its own seed: ``documents[i]`` was written from ``seeds[i]``."""
         if not len(documents):
             return np.zeros(0)
-        return np.asarray(self._vectors(documents).multiply(self._vectors(seeds)).sum(axis=1)).ravel()
+        return _of_each(self._vectors(documents), self._vectors(seeds))
 
     def related(
         self, documents: Sequence[np.ndarray], seeds: Sequence[np.ndarray], others: Sequence[np.ndarray]
     ) -> Related:
         """``documents[i]`` was written from ``seeds[i]``; ``others``: documents drawn from the corpus."""
-        each = self.cosines(documents, seeds)
-        if not len(each) or not len(others):
-            return Related(each, float(each.mean()) if len(each) else 0.0, 0.0)
-        to_others = (self._vectors(documents) @ self._vectors(others).T).toarray()
-        between = (self._vectors(seeds) @ self._vectors(others).T).toarray()
+        if not len(documents):
+            return Related(np.zeros(0), 0.0, 0.0)
+        written, read = self._vectors(documents), self._vectors(seeds)
+        each = _of_each(written, read)
+        if not len(others):
+            return Related(each, float(each.mean()), 0.0)
+        drawn = self._vectors(others).T
+        to_others, between = (written @ drawn).toarray(), (read @ drawn).toarray()
         related = between > np.minimum(np.quantile(between, UNRELATED_QUANTILE, axis=1, keepdims=True), SAME)
         rows = ~related.all(axis=1)
         if not rows.any():
@@ -91,3 +94,8 @@ class TermWeights:
         ends = np.cumsum([0, *(len(ids) for ids, _ in counted)])
         columns = np.concatenate([ids for ids, _ in counted])
         return sparse.csr_matrix((np.concatenate(rows), columns, ends), shape=(len(documents), len(self.idf)))
+
+
+def _of_each(documents: sparse.csr_matrix, seeds: sparse.csr_matrix) -> np.ndarray:
+    """Products of the rows of two matrices, one by one."""
+    return np.asarray(documents.multiply(seeds).sum(axis=1)).ravel()

@@ -5,18 +5,14 @@ from __future__ import annotations
 import importlib.util
 
 from streaming_sbp import config
-from streaming_sbp.config import ConfigError
 from streaming_sbp.data.tokenizer import Tokenizer
-from streaming_sbp.synthesizer.engines.base import Engine
+from streaming_sbp.synthesizer.engines.base import Engine, missing_vllm
 
 
 def require_engine(generator: config.Generator) -> None:
     """Raises ConfigError when the engine's package is not installed. Loads nothing."""
     if generator.engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "generator.engine = \"vllm\": the package vllm is not installed: pip install 'streaming-sbp[vllm]' (on a "
-            'processor: docs/dependencies.md), or use "transformers"'
-        )
+        raise missing_vllm("the package vllm is not installed")
 
 
 def make_engine(generator: config.Generator, tokenizer: Tokenizer) -> Engine:

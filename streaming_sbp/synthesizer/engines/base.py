@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from streaming_sbp import config
+from streaming_sbp.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Engine(Protocol):
         stops iterating abandons the rest. The same arguments give the same documents. ``<pad>``, ``<bos>`` and
         ``<sep>`` are never sampled. Raises FloatingPointError for logits that are not finite.
         """
+
+
+def missing_vllm(problem: str) -> ConfigError:
+    return ConfigError(
+        f"generator.engine = \"vllm\": {problem}; install the extra: pip install 'streaming-sbp[vllm]' (on a "
+        'processor: docs/dependencies.md), or use "transformers"'
+    )
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:

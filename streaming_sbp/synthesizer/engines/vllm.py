@@ -20,9 +20,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from streaming_sbp.config import ConfigError
 from streaming_sbp.data.tokenizer import Tokenizer
-from streaming_sbp.synthesizer.engines.base import Sampled, Sampling, check_lengths
+from streaming_sbp.synthesizer.engines.base import Sampled, Sampling, check_lengths, missing_vllm
 
 CACHE_BYTES = 2**30  # of keys and values; prompts wait when it is full
 _ENVIRONMENT = {
@@ -46,10 +45,7 @@ class VllmEngine:
         try:
             import vllm
         except ImportError as error:
-            raise ConfigError(
-                f'generator.engine = "vllm": cannot be imported: {error}; install the extra: '
-                "pip install 'streaming-sbp[vllm]' (docs/dependencies.md), or use \"transformers\""
-            ) from None
+            raise missing_vllm(f"cannot be imported: {error}") from None
         self._vllm: Any = vllm
         self._device, self._num_rows = device, num_rows
         self._dtype = "bfloat16" if precision == "bf16" else "float32"
