@@ -1,11 +1,12 @@
 """Our sampling engine beside `generate()`, continuous batching in transformers, and vLLM on the CPU: one JSON line.
 
     python benchmarks/generation.py --dataset data/pydocs [--vllm-python /path/to/a/venv/bin/python]
+    python benchmarks/generation.py --dataset data/pydocs --device cuda --batch 256 --prompts 1024
 
 All continue the same prompts, `<bos> seed document <sep>` of an ingested data set, with the same model: a Llama of 6
 million parameters, trained for a minute on that data set, so that documents end as they do in use: at very different
-lengths. Top-p, temperature, limit and forbidden tokens are the same. `generate()` gets batches of 64, padded on the
-left, in the given order. vLLM lives in an environment of its own (docs/dependencies.md says how to make it).
+lengths. Top-p, temperature, limit and forbidden tokens are the same. `generate()` gets batches of `--batch`, padded on
+the left, in the given order. vLLM lives in an environment of its own (docs/dependencies.md says how to make it).
 Each engine is a process that stays; they take turns, one thread each, and a ratio is the median over the rounds.
 `tokens_per_cpu_s` is the one to trust on a machine that does other things, too.
 """
@@ -21,15 +22,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 TOP_P, TEMPERATURE, MAX_NEW_TOKENS, MAX_SEED_TOKENS = 0.9, 1.0, 192, 192
-BATCH = 64
 TRAINING_STEPS, TRAINING_SEQUENCES, TRAINING_TOKENS = 50, 8, 256
 WARM_UP_PROMPTS = 16
 Prompts = Sequence[Sequence[int]]
+
+
+class Settings(NamedTuple):
+    precision: str  # of weights and cache: bf16 or fp32
+    device: str
+    batch: int  # documents at once
+
+
 Run = Callable[[Prompts, int], list[int]]  # prompts and seed -> number of new tokens of each, without <eos>
 
 
@@ -87,26 +95,28 @@ def _torch() -> Any:
 # --- the engines ---
 
 
-def ours(folder: Path, task: dict[str, Any], precision: str) -> Run:
+def ours(folder: Path, task: dict[str, Any], settings: Settings) -> Run:
     from types import SimpleNamespace
 
     from streaming_sbp.synthesizer.engines.base import Sampling, generate
     from streaming_sbp.synthesizer.engines.transformers import TransformersEngine
 
-    engine = TransformersEngine(_torch().device("cpu"), precision, BATCH, SimpleNamespace(**task))
+    engine = TransformersEngine(
+        _torch().device(settings.device), settings.precision, settings.batch, SimpleNamespace(**task)
+    )
     engine.load(folder / "model")
     sampling = Sampling(TEMPERATURE, TOP_P, 0, MAX_NEW_TOKENS)
     return lambda prompts, seed: [len(document.tokens) for document in generate(engine, prompts, sampling, seed)]
 
 
-def hugging_face(folder: Path, task: dict[str, Any], precision: str) -> tuple[Any, Any]:
+def hugging_face(folder: Path, task: dict[str, Any], settings: Settings) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    dtype = _torch().bfloat16 if precision == "bf16" else _torch().float32
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).eval()
-    settings = GenerationConfig(
+    dtype = _torch().bfloat16 if settings.precision == "bf16" else _torch().float32
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype).to(settings.device).eval()
+    sampling = GenerationConfig(
         do_sample=True,
         temperature=TEMPERATURE,
         top_p=TOP_P,
@@ -117,43 +127,43 @@ def hugging_face(folder: Path, task: dict[str, Any], precision: str) -> tuple[An
         bos_token_id=task["bos_id"],
         eos_token_id=task["eos_id"],
     )
-    return model, settings
+    return model, sampling
 
 
-def generate_left_padded(folder: Path, task: dict[str, Any], precision: str) -> Run:
+def generate_left_padded(folder: Path, task: dict[str, Any], settings: Settings) -> Run:
     torch = _torch()
-    model, settings = hugging_face(folder, task, precision)
+    model, sampling = hugging_face(folder, task, settings)
 
     def run(prompts: Prompts, seed: int) -> list[int]:
         torch.manual_seed(seed)
         lengths: list[int] = []
-        for first in range(0, len(prompts), BATCH):
-            batch = prompts[first : first + BATCH]
+        for first in range(0, len(prompts), settings.batch):
+            batch = prompts[first : first + settings.batch]
             longest = max(map(len, batch))
-            ids = torch.tensor([[task["pad_id"]] * (longest - len(p)) + list(p) for p in batch])
-            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-            found = model.generate(ids, attention_mask=mask, generation_config=settings)
+            ids = torch.tensor([[task["pad_id"]] * (longest - len(p)) + list(p) for p in batch], device=settings.device)
+            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch], device=settings.device)
+            found = model.generate(ids, attention_mask=mask, generation_config=sampling)
             lengths += [_length(row, task["eos_id"]) for row in found[:, longest:].tolist()]
         return lengths
 
     return run
 
 
-def continuous_batching(folder: Path, task: dict[str, Any], precision: str) -> Run:
+def continuous_batching(folder: Path, task: dict[str, Any], settings: Settings) -> Run:
     from transformers import ContinuousBatchingConfig
 
-    model, settings = hugging_face(folder, task, precision)
+    model, sampling = hugging_face(folder, task, settings)
 
     def run(prompts: Prompts, seed: int) -> list[int]:
         limits = ContinuousBatchingConfig(
             page_size=64,
-            num_blocks=2 * BATCH * (MAX_SEED_TOKENS + MAX_NEW_TOKENS) // 64,
+            num_blocks=2 * settings.batch * (MAX_SEED_TOKENS + MAX_NEW_TOKENS) // 64,
             max_batch_tokens=2048,
-            max_requests_per_batch=BATCH,
+            max_requests_per_batch=settings.batch,
             seed=seed,
         )
         found = model.generate_batch(
-            [list(p) for p in prompts], generation_config=settings, continuous_batching_config=limits, warmup=False
+            [list(p) for p in prompts], generation_config=sampling, continuous_batching_config=limits, warmup=False
         )
         if len(found) < len(prompts):
             raise RuntimeError(f"continuous batching returned {len(found)} of {len(prompts)} documents")
@@ -162,7 +172,7 @@ def continuous_batching(folder: Path, task: dict[str, Any], precision: str) -> R
     return run
 
 
-def vllm_cpu(folder: Path, task: dict[str, Any], precision: str) -> Run:
+def vllm_cpu(folder: Path, task: dict[str, Any], settings: Settings) -> Run:
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM, SamplingParams
@@ -170,15 +180,15 @@ def vllm_cpu(folder: Path, task: dict[str, Any], precision: str) -> Run:
     llm = LLM(
         model=str(folder / "model"),
         skip_tokenizer_init=True,
-        dtype="bfloat16" if precision == "bf16" else "float32",
-        max_num_seqs=BATCH,
+        dtype="bfloat16" if settings.precision == "bf16" else "float32",
+        max_num_seqs=settings.batch,
         max_model_len=512,
         enable_prefix_caching=False,
     )
     _torch()
 
     def run(prompts: Prompts, seed: int) -> list[int]:
-        settings = SamplingParams(
+        sampling = SamplingParams(
             temperature=TEMPERATURE,
             top_p=TOP_P,
             max_tokens=MAX_NEW_TOKENS,
@@ -186,7 +196,7 @@ def vllm_cpu(folder: Path, task: dict[str, Any], precision: str) -> Run:
             logit_bias={task[name]: -100.0 for name in ("pad_id", "bos_id", "sep_id")},
             detokenize=False,
         )
-        found = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], settings, use_tqdm=False)
+        found = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], sampling, use_tqdm=False)
         return [_length(output.outputs[0].token_ids, task["eos_id"]) for output in found]
 
     return run
@@ -208,10 +218,10 @@ ENGINES = {
 # --- turns ---
 
 
-def serve(name: str, folder: Path, precision: str, answers: Any) -> None:
+def serve(name: str, folder: Path, settings: Settings, answers: Any) -> None:
     """In an engine's process: for each seed on stdin, one line of JSON."""
     task = json.loads((folder / "task.json").read_text())
-    run = ENGINES[name](folder, task, precision)
+    run = ENGINES[name](folder, task, settings)
     run(task["prompts"][:WARM_UP_PROMPTS], 0)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
@@ -230,10 +240,11 @@ def serve(name: str, folder: Path, precision: str, answers: Any) -> None:
 
 
 class Engine:
-    def __init__(self, python: str, name: str, folder: Path, precision: str):
+    def __init__(self, python: str, name: str, folder: Path, settings: Settings):
         self.name, self.rounds = name, list[dict[str, Any]]()
+        options = [f"--{key}={value}" for key, value in settings._asdict().items()]
         self._process = subprocess.Popen(
-            [python, __file__, "--serve", name, "--folder", str(folder), "--precision", precision],
+            [python, __file__, "--serve", name, "--folder", str(folder), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -259,12 +270,14 @@ class Engine:
         return line
 
 
-def measure(folder: Path, engines: dict[str, str], num_rounds: int, precision: str) -> dict[str, list[dict[str, Any]]]:
+def measure(
+    folder: Path, engines: dict[str, str], num_rounds: int, settings: Settings
+) -> dict[str, list[dict[str, Any]]]:
     """The rounds of each engine that runs here; ``engines`` maps names to their Python."""
     running: list[Engine] = []
     for name, python in engines.items():
         try:
-            running.append(Engine(python, name, folder, precision))
+            running.append(Engine(python, name, folder, settings))
         except RuntimeError as error:
             print(error, file=sys.stderr)
     for seed in range(num_rounds):
@@ -293,13 +306,16 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="vllm_cpu has none but the CPU")
+    parser.add_argument("--batch", type=int, default=64, help="documents at once")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--folder", type=Path, help="keep the trained model here, and use the one that is there")
     parser.add_argument("--serve", choices=list(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    settings = Settings(options.precision, options.device, options.batch)
     if options.serve:
         answers, sys.stdout = sys.stdout, sys.stderr  # some engines talk
-        serve(options.serve, options.folder, options.precision, answers)
+        serve(options.serve, options.folder, settings, answers)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -308,12 +324,12 @@ def main() -> None:
         python = dict.fromkeys(options.engines.split(","), sys.executable)
         if "vllm_cpu" in python:
             python["vllm_cpu"] = options.vllm_python or sys.executable
-        rounds = measure(folder, python, options.rounds, options.precision)
+        rounds = measure(folder, python, options.rounds, settings)
         task = json.loads((folder / "task.json").read_text())
     wall, cpu = ratios(rounds, "tokens_per_s"), ratios(rounds, "tokens_per_cpu_s")
     result = {
         "benchmark": "generation",
-        "precision": options.precision,
+        **settings._asdict(),
         "parameters": task["parameters"],
         "prompts": len(task["prompts"]),
         "prompt_tokens_quartiles": np.percentile([len(p) for p in task["prompts"]], (25, 50, 75)).tolist(),

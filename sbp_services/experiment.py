@@ -111,7 +111,7 @@ class ExperimentRunner:
             if trial.arm not in self.experiment.beside:
                 continue
             wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
-            if changes := configuration.tree_differences(found.settings, wanted):
+            if changes := configuration.tree_differences(arms.effective(found.settings), wanted):
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
             else:
                 self._found[trial] = found
@@ -183,9 +183,8 @@ class ExperimentRunner:
     def _check_unchanged(self, trial: Trial, config: Config) -> None:
         """What there is of the trial must have had these settings, wherever it lay. Raises ConfigError."""
         wanted, file = arms.settings(config), self.out / "results.json"
-        if trial in self._recorded and (
-            changes := configuration.tree_differences(self._recorded[trial].settings, wanted)
-        ):
+        recorded = self._recorded.get(trial)
+        if recorded and (changes := configuration.tree_differences(arms.effective(recorded.settings), wanted)):
             raise ConfigError(
                 f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
                 "that file"

@@ -37,6 +37,7 @@ PLACES = {"run": {"dir"}, "data": {"dataset", "tokenizer"}, "synthesizer": {"sna
 OF_THE_TRIAL = ("run.dir", "run.seed", "data.dataset", "data.concept_seed", "synthesizer.snapshot")
 PRESETS = "experiment/presets"  # folder in the package
 DEFAULT_SCALE = "small"
+OF_SYNTHETIC_TEXT = ("mix", "pairing", "synthesizer", "gate", "snapshots", "generator", "stream", "journal")  # sections
 ROLES = ("baseline", "oracle", "main", "control")
 
 
@@ -164,8 +165,19 @@ class Experiment:
 
 
 def settings(config: Config) -> Tree:
-    """Those that differ from their defaults, but for where things lie: equal on another machine."""
-    return config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
+    """Those that differ from their defaults and have an effect, but for where things lie: equal on another machine."""
+    return effective(config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True))
+
+
+def effective(tree: Tree) -> Tree:
+    """``tree`` without what has no effect: how synthetic text would be made, where real text is trained on alone.
+
+    So a baseline is not run again when only that has changed.
+    """
+    if tree.get("synthesizer", {}).get("mode") != "off" or tree.get("mix", {}).get("pair_share"):
+        return tree
+    kept = {section: values for section, values in tree.items() if section not in OF_SYNTHETIC_TEXT}
+    return kept | {"synthesizer": {"mode": "off"}}
 
 
 def names() -> list[str]:

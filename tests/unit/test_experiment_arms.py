@@ -155,6 +155,20 @@ def test_overrides_reach_the_arms_that_do_not_set_the_key_themselves(tmp_path):
             arms.load(own, "small", overrides=(key,))
 
 
+def test_how_synthetic_text_is_made_does_not_count_where_there_is_none():
+    plain, other = arms.load("concepts", "small"), arms.load("concepts", "small", overrides=("mix.synthetic_share=0.5",))
+
+    def settings_of(experiment, arm):
+        return arms.settings(experiment.run_config(experiment.trials(arm, 0)[0], OUT))
+
+    for arm in ("repetition", "oracle"):
+        assert settings_of(plain, arm) == settings_of(other, arm)
+        assert "training" in settings_of(plain, arm)
+    assert settings_of(plain, "online") != settings_of(other, "online")
+    pairs = arms.load("concepts", "small", only=("in-context",), overrides=("pairing.threshold=0.6",))
+    assert settings_of(pairs, "in-context")["pairing"] == {"threshold": 0.6}  # without a synthesizer, not without pairs
+
+
 def test_settings_are_compared_wherever_things_lie():
     found = arms.load("concepts", "small")
     (trial,) = found.trials("online", 0)
