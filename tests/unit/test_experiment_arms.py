@@ -175,6 +175,6 @@ def test_settings_are_compared_wherever_things_lie():
     here, there = (arms.settings(found.run_config(trial, Path(out))) for out in ("here", "there"))
     assert configuration.tree_differences(here, there) == []
     changed = {**there, "mix": {**there["mix"], "synthetic_share": 0.5}}
-    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.85 -> 0.5"]
+    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.75 -> 0.5"]
     del changed["mix"]["synthetic_share"]
-    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.85 -> 'default'"]
+    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.75 -> 'default'"]
