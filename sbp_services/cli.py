@@ -128,7 +128,7 @@ def experiment(
     overrides: Overrides = None,
     scale: Annotated[
         str,
-        typer.Option("--scale", help="The experiment's, as tiny, small, full: arms, seeds, tokens."),
+        typer.Option("--scale", help="The experiment's, as tiny, small, full, large: arms, seeds, tokens."),
     ] = "small",
     seeds: Annotated[int, typer.Option("--seeds", min=0, help="0: as many as the scale says.")] = 0,
     arms: Annotated[

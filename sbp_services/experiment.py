@@ -106,9 +106,10 @@ class ExperimentRunner:
         return self._conclude()
 
     def _take_over(self) -> None:
-        """What earlier calls have found for arms that this one does not run."""
+        """What earlier calls have found for arms, and for seeds, that this one does not run."""
         for trial, found in self._recorded.items():
-            if trial.arm not in self.experiment.beside:
+            to_run = trial.arm in self.experiment.to_run and trial.seed < self.experiment.num_seeds
+            if to_run or trial.arm not in self.experiment.arms:
                 continue
             wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
             if changes := configuration.tree_differences(arms.effective(found.settings), wanted):

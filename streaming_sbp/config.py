@@ -339,6 +339,12 @@ class Config(Section):
     def needs_pairs(self) -> bool:
         return self.synthesizer.mode != "off" or self.mix.pair_share > 0
 
+    @property
+    def first_tuned_tokens(self) -> int:
+        """Trained tokens behind the first checkpoint that is tuned."""
+        every = self.checkpoint.every_tokens
+        return -(-max(self.synthesizer.first_checkpoint_tokens, 1) // every) * every
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         longest_prompt = 2 + self.synthesizer.max_seed_tokens
@@ -392,12 +398,12 @@ class Config(Section):
                 f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected 0, for nothing waits with "
                 f'mix.starvation_policy = "{self.mix.starvation_policy}"'
             )
-        every = self.checkpoint.every_tokens
-        first = -(-max(self.synthesizer.first_checkpoint_tokens, 1) // every) * every
+        first = self.first_tuned_tokens
         if mode not in ("off", "given") and 0 < self.mix.start_by_tokens < first:
             raise ValueError(
                 f"mix.start_by_tokens = {self.mix.start_by_tokens}: expected at least {first}, or the trainer waits "
-                f"for a snapshot before the first checkpoint that is tuned (checkpoint.every_tokens = {every}, "
+                "for a snapshot before the first checkpoint that is tuned (checkpoint.every_tokens = "
+                f"{self.checkpoint.every_tokens}, "
                 f"synthesizer.first_checkpoint_tokens = {self.synthesizer.first_checkpoint_tokens})"
             )
         if (mode == "given") != bool(self.synthesizer.snapshot):

@@ -26,6 +26,7 @@ import math
 import os
 import secrets
 import shutil
+import subprocess
 import time
 from contextlib import suppress
 from importlib import metadata
@@ -202,6 +203,21 @@ def _check_run_info(path: Path, info: Any) -> None:
         raise ConfigError(f"{path}: {got}; expected what `sbp run` writes; restore the file, or move the run away")
 
 
+def _commit() -> str:
+    """Of the checkout that this program runs from, "-dirty" with changes; "" for an installed one, or without git."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # it may lie in somebody else's repository
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _new_run_info() -> dict[str, Any]:
     names = ("streaming-sbp", "torch", "transformers", "webdataset", "faiss-cpu", "pyzmq", "numpy")
     versions = {}
@@ -210,4 +226,6 @@ def _new_run_info() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "unknown"
+    if commit := _commit():
+        versions["commit"] = commit
     return {"run_id": secrets.token_hex(8), "created": time.time(), "versions": versions, "made_by_pid": os.getpid()}

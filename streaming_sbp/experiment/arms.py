@@ -31,7 +31,8 @@ from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
 
 Tree = dict[str, dict[str, Any]]
-Grid = dict[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], Annotated[list[Any], Field(min_length=1)]]
+Values = Annotated[list[str | bool | int | float], Field(min_length=1)]
+Grid = dict[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], Values]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # a folder has it
 PLACES = {"run": {"dir"}, "data": {"dataset", "tokenizer"}, "synthesizer": {"snapshot"}}  # settings that name folders
 OF_THE_TRIAL = ("run.dir", "run.seed", "data.dataset", "data.concept_seed", "synthesizer.snapshot")
@@ -156,12 +157,25 @@ class Experiment:
         for arm in self.arms.values():
             for trial in self.trials(arm.name, 0):
                 try:
-                    self.run_config(trial, out, "given")
+                    _check_synthetic_text(self.run_config(trial, out, "given"))
                 except ConfigError as error:
                     raise ConfigError(f"{self.name}, arm {trial}: {error}") from None
 
     def _text(self, arm: str) -> dict[str, Any]:
         return self.arms[arm].tree.get("data", {})
+
+
+def _check_synthetic_text(config: Config) -> None:
+    """Raises ConfigError when a run ends before there could be any."""
+    if config.synthesizer.mode in ("off", "given"):
+        return
+    begins = max(config.first_tuned_tokens, config.mix.start_by_tokens)
+    if config.training.total_tokens <= begins:
+        raise ConfigError(
+            f"training.total_tokens = {config.training.total_tokens}: expected more than {begins}, before which there "
+            "is no synthesizer; train longer, or lower checkpoint.every_tokens, synthesizer.first_checkpoint_tokens "
+            "and mix.start_by_tokens"
+        )
 
 
 def settings(config: Config) -> Tree:
@@ -245,6 +259,7 @@ def _check_names(name: str, file: _File) -> None:
     if file.baseline == file.oracle:
         raise ConfigError(f"{name}: baseline = oracle = {file.baseline!r}: expected two arms")
     for arm, own in file.arms.items():
+        _check_arm(f"{name}, arm {arm}", own, file)
         if not (source := own.snapshot_of):
             continue
         if source not in file.arms:
@@ -262,6 +277,18 @@ def _check_names(name: str, file: _File) -> None:
             raise ConfigError(
                 f"{name}, arm {arm}: snapshot_of = {source!r}, which {reason}; expected one that makes one"
             )
+
+
+def _check_arm(where: str, arm: _Arm, file: _File) -> None:
+    own = {f"{section}.{key}" for section, values in arm.config.items() for key in values} | set(arm.grid)
+    if taken := sorted(own & set(OF_THE_TRIAL)):
+        raise ConfigError(f"{where}: {', '.join(taken)}: each trial has its own; leave it out")
+    if of_data := sorted(key for key in arm.grid if key.startswith("data.")):
+        raise ConfigError(f"{where}: grid over {', '.join(of_data)}: expected an arm for each text")
+    if twice := sorted(key for key, values in arm.grid.items() if len(set(map(str, values))) < len(values)):
+        raise ConfigError(f"{where}: grid over {', '.join(twice)}: expected each value once")
+    if unknown := sorted(set(arm.scales) - set(file.scales)):
+        raise ConfigError(f"{where}: scales {', '.join(unknown)}: expected some of {', '.join(file.scales)}")
 
 
 def _mode(file: _File, arm: str) -> str:
@@ -291,12 +318,14 @@ def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def _read(experiment: str) -> _File:
-    if experiment.endswith(".toml") or Path(experiment).is_file():
+    if Path(experiment).is_file():
         tree = configuration.read_toml(experiment)
     elif experiment in names():
         tree = configuration.read_preset(experiment, PRESETS)
     else:
-        raise ConfigError(f"experiment {experiment!r}: expected one of {', '.join(names())}, or a TOML file")
+        raise ConfigError(
+            f"experiment {experiment!r}: expected one of {', '.join(names())}, or the path of a TOML file"
+        )
     try:
         return _File.model_validate(tree)
     except ValidationError as error:

@@ -20,11 +20,12 @@ def table(experiment: Experiment, arms: Sequence[ArmResult]) -> Table:
     result = Table(
         title=experiment.title, title_justify="left", pad_edge=False, caption=caption, caption_justify="left"
     )
-    for name in ("arm", "loss", "facts", "share of gain", "of facts'", "compute"):
+    for name in ("arm", "seeds", "loss", "facts", "share of gain", "of facts'", "compute"):
         result.add_column(name, justify="left" if name == "arm" else "right", overflow="fold")
     for arm in arms:
         result.add_row(
             arm.title,
+            str(len(arm.seeds)),
             decimal((arm.best_loss if arm.arm == experiment.baseline else arm.end_loss).mean),
             percent(arm.end_accuracy.mean if arm.end_accuracy else None),
             share(arm.share_of_gain_loss),
@@ -77,8 +78,11 @@ def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
         found.append(f"Seeds without a share, for their oracle gains nothing: {without}.")
     if main.share_of_gain_accuracy is not None:
         found.append(f"In facts known: {share(main.share_of_gain_accuracy)}.")
-    if main.share_at_equal_compute_loss is not None:
-        found.append(f"At equal total compute, tuning and sampling counted: {share(main.share_at_equal_compute_loss)}.")
+    if main.share_at_equal_compute_loss is not None and main.tokens_at_equal_compute is not None:
+        found.append(
+            f"At equal total compute, tuning and sampling counted: {share(main.share_at_equal_compute_loss)}; it had "
+            f"trained {quantity(main.tokens_at_equal_compute.mean)} tokens by then, and was not meant to end there."
+        )
     if control is not None and control.share_of_gain_loss is not None:
         found.append(f"The control, {control.title.lower()}: {share(control.share_of_gain_loss)}.")
     if len(main.seeds) == 1:

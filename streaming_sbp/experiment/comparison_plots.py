@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if AVAILABLE:
 # Okabe and Ito's palette without its yellow, in an order that keeps neighbours apart; then again, dashed.
 COLOURS = ("#0072B2", "#000000", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^")
 LEGEND_COLUMNS = 28  # longer titles are wrapped, or the legend leaves the axes no room
 GRID_POINTS = 60
 
@@ -42,14 +43,20 @@ def _loss_over_tokens(experiment: Experiment, curves: Curves) -> Plot:
 
 def _loss_over_compute(experiment: Experiment, curves: Curves) -> Plot:
     x = "tokens trained, tuned and sampled"
-    figure = _losses(experiment, curves, lambda point: point.compute_tokens, x)
-    text = "The same losses over everything that was spent. A sampled token counts a third of a trained one."
+    figure = _losses(experiment, curves, lambda point: point.compute_tokens, x, held=True)
+    text = (
+        "The same losses over everything that was spent; a sampled token counts a third of a trained one. Level: the "
+        "trainer waited while the synthesizer was tuned. What begins in the middle was given a synthesizer that had "
+        "cost so much."
+    )
     return to_plot("loss-compute", "Held-out loss over total compute", text, figure)
 
 
-def _losses(experiment: Experiment, curves: Curves, x: Callable[[Point], float], x_label: str) -> Figure:
+def _losses(
+    experiment: Experiment, curves: Curves, x: Callable[[Point], float], x_label: str, held: bool = False
+) -> Figure:
     figure, axes = figure_and_axes()
-    _lines(axes, experiment, curves, x, lambda point: point.heldout_loss)
+    _lines(axes, experiment, curves, x, lambda point: point.heldout_loss, held)
     _finish(axes, x_label, "held-out loss (nats per token)")
     _limit(axes, [point.heldout_loss for trials in curves.values() for trial in trials for point in trial.curve])
     return figure
@@ -107,7 +114,7 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
                 continue
             drawn = True
             parents = [s.parent_tokens for s in known]
-            look = colours[arm] | {"marker": "o"}
+            look = colours[arm] | {"marker": _marker(colours[arm]), "clip_on": False}
             axes.plot(
                 parents, [100 * s.measures["true_fact_share"] for s in known], label=experiment.arms[arm].title, **look
             )
@@ -123,7 +130,7 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
 def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
     """The Bayesian reading of the paper: a seed document speaks of a concept, and what is synthesised speaks of that.
 
-    How well each snapshot recovers it, against what the arm gains over the baseline while the snapshot serves.
+    How well each snapshot recovers it, against how much further ahead of the baseline the arm comes while it serves.
     """
     baseline = {trial.seed: trial for trial in curves.get(experiment.baseline, ())}
     figure, axes = figure_and_axes()
@@ -135,15 +142,15 @@ def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
         drawn = True
         look = looks[arm] | {"ls": looks[arm]["ls"] if len(trials) == 1 else "", "lw": 1.0}
         facts, gains = [100 * p.facts for p in found], [p.gain for p in found]
-        axes.plot(facts, gains, marker="o", label=experiment.arms[arm].title, **look)
+        axes.plot(facts, gains, marker=_marker(look), clip_on=False, label=experiment.arms[arm].title, **look)
     if not drawn:
         return None
     axes.axhline(0, color=GREY, lw=1)
-    _finish(axes, "facts of the seed's concept that a document states truly (%)", "gain while it serves (nats)")
+    _finish(axes, "facts of the seed's concept that a document states truly (%)", "lead won while it serves (nats)")
     text = (
         "One point for each published snapshot, in their order. Across: how much of the concept behind the seed "
-        "document its documents recover. Up: best held-out loss so far of tuned repetition, minus the arm's, when the "
-        "next snapshot took over."
+        "document its documents recover. Up: how much the lead over tuned repetition (in best held-out loss so far) "
+        "grew while it served. Arms differ in more than their synthesizers: in their share, and how long each served."
     )
     return to_plot("recovery", "What the synthesizer recovers, and what its documents bring", text, figure)
 
@@ -152,7 +159,7 @@ class Recovered(NamedTuple):
     """Of one snapshot."""
 
     facts: float  # share of the facts about its seed's concept that a document states truly
-    gain: float  # nats, of the best losses so far, at the end of its service
+    gain: float  # nats, of the best losses so far: what the lead over the baseline grew by in its service
 
 
 def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
@@ -161,11 +168,11 @@ def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
     if not served:
         return []
     last = min(trial.end.tokens, baseline.end.tokens)
-    ends = np.minimum([*(s.at_tokens for s in served[1:]), last], last)
-    gains = _best_so_far(baseline, ends) - _best_so_far(trial, ends)
+    swaps = np.minimum([*(s.at_tokens for s in served), last], last)
+    leads = _best_so_far(baseline, swaps) - _best_so_far(trial, swaps)
     return [
         Recovered(snapshot.measures["expressed_fact_share"], float(gain))
-        for snapshot, gain in zip(served, gains, strict=True)
+        for snapshot, gain in zip(served, np.diff(leads), strict=True)
     ]
 
 
@@ -173,18 +180,41 @@ def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
 
 
 def _lines(
-    axes: Axes, experiment: Experiment, curves: Curves, x: Callable[[Point], float], y: Callable[[Point], float]
+    axes: Axes,
+    experiment: Experiment,
+    curves: Curves,
+    x: Callable[[Point], float],
+    y: Callable[[Point], float],
+    held: bool = False,
 ) -> None:
+    """``held``: each value holds until the next evaluation; else lines lead from one to the next."""
     looks = _looks(experiment)
+    step = "steps-post" if held else "default"
     for arm, trials in curves.items():
         title, look = experiment.arms[arm].title, looks[arm]
         if len(trials) == 1:
-            axes.plot([x(p) for p in trials[0].curve], [y(p) for p in trials[0].curve], label=title, **look)
+            (only,) = trials
+            axes.plot([x(p) for p in only.curve], [y(p) for p in only.curve], label=title, drawstyle=step, **look)
             continue
-        grid = np.linspace(0, min(x(trial.end) for trial in trials), GRID_POINTS)
-        values = np.array([np.interp(grid, [x(p) for p in t.curve], [y(p) for p in t.curve]) for t in trials])
-        axes.plot(grid, values.mean(axis=0), label=title, **look)
-        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, lw=0)
+        first, last = max(x(t.curve[0]) for t in trials), min(x(t.end) for t in trials)
+        grid = np.linspace(first, last, GRID_POINTS * (4 if held else 1))
+        values = np.array([_at(grid, [x(p) for p in t.curve], [y(p) for p in t.curve], held) for t in trials])
+        axes.plot(grid, values.mean(axis=0), label=title, drawstyle=step, **look)
+        axes.fill_between(
+            grid,
+            values.min(axis=0),
+            values.max(axis=0),
+            color=look["color"],
+            alpha=0.15,
+            lw=0,
+            step="post" if held else None,
+        )
+
+
+def _at(grid: np.ndarray, x: Sequence[float], y: Sequence[float], held: bool) -> np.ndarray:
+    if not held:
+        return np.interp(grid, x, y)
+    return np.asarray(y)[np.searchsorted(x, grid, side="right") - 1]
 
 
 def _best_so_far(trial: TrialResult, tokens: np.ndarray) -> np.ndarray:
@@ -192,12 +222,18 @@ def _best_so_far(trial: TrialResult, tokens: np.ndarray) -> np.ndarray:
     return np.interp(tokens, [point.tokens for point in trial.curve], best)
 
 
-def _looks(experiment: Experiment) -> dict[str, dict]:  # type: ignore[type-arg]
-    """Colour and line style of each arm, the same in every figure."""
+def _looks(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Colour and line style of each arm: the same in every figure, and for the four roles in every experiment."""
+    roles = (experiment.baseline, experiment.oracle, experiment.main, experiment.control)
     return {
         arm: {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)], "lw": 1.8}
-        for i, arm in enumerate(experiment.arms)
+        for i, arm in enumerate(dict.fromkeys((*roles, *experiment.arms)))
     }
+
+
+def _marker(look: dict[str, Any]) -> str:
+    """Another one for each line style, for points that no line leads to."""
+    return dict(zip(STYLES, MARKERS, strict=True)).get(look["ls"], MARKERS[0])
 
 
 def _limit(axes: Axes, losses: list[float]) -> None:

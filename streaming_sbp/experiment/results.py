@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -61,7 +61,7 @@ class TrialResult:
     point: dict[str, Any]
     seed: int
     state: str  # of the run: "done" when it has trained all its tokens
-    curve: list[Point]
+    curve: Annotated[list[Point], msgspec.Meta(min_length=1)]
     snapshots: list[SnapshotResult]
     trained_tokens: dict[str, int]  # by source
     tuned_tokens: float
@@ -123,6 +123,7 @@ class ArmResult:
     share_of_gain_accuracy: Estimate | None
     share_at_equal_compute_loss: Estimate | None
     share_at_equal_compute_accuracy: Estimate | None
+    tokens_at_equal_compute: Estimate | None  # trained by then
     data_efficiency: Estimate | None
 
 
@@ -177,15 +178,15 @@ def load_trials(file: Path) -> dict[Trial, TrialResult]:
     """Those that a results.json holds as done; none without the file. Raises ConfigError when it is not one of ours."""
     try:
         found = msgspec.json.decode(file.read_bytes(), type=_Recorded).trials
+        return {result.trial: result for result in found if result.state == "done"}
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error}; move it away, or choose another --out") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, TypeError) as error:  # TypeError: a point that is no key
         raise ConfigError(
             f"{file}: not a results.json of this version: {error}; move it away, or choose another --out"
         ) from None
-    return {result.trial: result for result in found if result.state == "done"}
 
 
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:
@@ -262,6 +263,7 @@ def _arm_result(
         share_of_gain_accuracy=_shares([(own.end, base, orac) for own, base, orac in paired], _accuracy_gain),
         share_at_equal_compute_loss=_shares(at_compute, _loss_gain),
         share_at_equal_compute_accuracy=_shares(at_compute, _accuracy_gain),
+        tokens_at_equal_compute=_estimate(point.tokens if point else None for point, _, _ in at_compute),
         data_efficiency=_data_efficiency(experiment, by_seed, chosen),
     )
 
@@ -370,8 +372,12 @@ def headline(experiment: Experiment, arms: Sequence[ArmResult]) -> dict[str, Any
         "share_of_oracle_gain_accuracy": _mean(main.share_of_gain_accuracy if main else None),
         "share_at_equal_compute_loss": _mean(main.share_at_equal_compute_loss if main else None),
         "random_pair_share": _mean(control.share_of_gain_loss if control else None),
-        "seeds": min((len(arm.seeds) for arm in (main, control) if arm), default=0),
+        "seeds": min((_num_seeds(arm.gain_loss) for arm in (main, control) if arm), default=0),
     }
+
+
+def _num_seeds(found: Estimate | None) -> int:
+    return len(found.values) if found else 0
 
 
 def _mean(found: Estimate | None) -> float | None:

@@ -151,7 +151,8 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     shutil.rmtree(out / "runs")  # results.json keeps what they found
     second = experiment(tmp_path, "--seeds", "2")
     assert second.stdout.count("started") == 2  # the better point, and the oracle, with the second seed
-    assert line(second)["seeds"] == 2
+    both = line(second)
+    assert both["seeds"] == 2
     recorded = json.loads((out / "results.json").read_text())
     assert [arm["seeds"] for arm in recorded["arms"]] == [[0, 1], [0, 1]]
     assert len(recorded["trials"]) == 5
@@ -159,18 +160,19 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     assert here(tmp_path, out) == 0
     third = capsys.readouterr().out
     assert "started" not in third
-    assert json.loads(third.splitlines()[-1]) == found
-    assert len(json.loads((out / "results.json").read_text())["trials"]) == 5  # the second seed is kept
+    assert json.loads(third.splitlines()[-1]) == both  # the second seed is there, and is shown
+    assert len(json.loads((out / "results.json").read_text())["trials"]) == 5
 
     for changed in (["--seeds", "1", "training.learning_rate=1e-4"], ["--seeds", "2", "training.learning_rate=1e-4"]):
         refused = experiment(tmp_path, *changed)
         assert refused.returncode == 2
         assert "other settings" in refused.stderr or "another configuration" in refused.stderr
 
-    (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
-    refused = experiment(tmp_path)
-    assert refused.returncode == 2
-    assert "not a results.json of this version" in refused.stderr
+    trial = recorded["trials"][0]
+    for damaged in ({"arm": 3}, trial | {"curve": []}, trial | {"point": {"training.dropout": [1]}}):
+        (out / "results.json").write_text(json.dumps({"trials": [damaged]}))
+        with pytest.raises(ConfigError, match=r"not a results\.json of this version"):
+            here(tmp_path, out)
 
 
 def test_trouble_in_one_arm_is_not_that_of_the_others(

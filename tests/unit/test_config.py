@@ -1,10 +1,14 @@
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from streaming_sbp import config
 from streaming_sbp.config import ConfigError
 from streaming_sbp.rundir import RunDir, set_aside
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", config.preset_names())
@@ -165,3 +169,13 @@ def test_true_is_no_number(override):
 def test_settings_with_which_nothing_synthetic_can_come_are_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         config.load(overrides=overrides)
+
+
+def test_a_run_knows_the_commit_of_the_checkout_that_it_was_made_from(tmp_path):
+    run = RunDir.open_or_create(config.load(overrides=[f'run.dir="{tmp_path / "run"}"']))
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    commit = run.versions["commit"].removesuffix("-dirty")
+    assert len(commit) >= 12
+    assert head.startswith(commit)

@@ -13,6 +13,7 @@ import typer
 
 from sbp_services.cli import app
 from streaming_sbp.config import Config, ConfigError, build, load
+from streaming_sbp.experiment import arms
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,7 +99,12 @@ def problem_with_command(arguments: list[str]) -> str:
         return ""  # a sentence about the command
     try:
         parsed = command.make_context(arguments[0], list(arguments[1:])).params
-        load(preset=parsed.get("preset"), overrides=parsed.get("overrides") or ())
+        overrides = tuple(parsed.get("overrides") or ())
+        if arguments[0] == "experiment" and parsed["name"] in arms.names():
+            only = tuple(filter(None, parsed["arms"].split(",")))
+            arms.load(parsed["name"], parsed["scale"], only=only, overrides=overrides).check(ROOT)
+        else:
+            load(preset=parsed.get("preset"), overrides=overrides)
     except Exception as error:  # typer may bring its own click, with its own exceptions
         return f"{type(error).__name__}: {getattr(error, 'message', error)}"
     return ""

@@ -106,7 +106,7 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "case",
     [
         (('oracle = "b"', 'oracle = "c"'), "oracle = 'c': expected one of a, b, late"),
         (("[arms.b]\n", "[arms.b]\ntitel = 1\n"), "unknown titel"),
@@ -128,13 +128,34 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         (('snapshot_of = "b"', 'snapshot_of = "late"'), "snapshot_of = 'late', which is given a snapshot itself"),
         (('snapshot_of = "b"', 'snapshot_of = "a"'), "snapshot_of = 'a', which makes no snapshot"),
         (('title = "B"', 'title = "B"\ngrid = { "training.dropout" = [0.1] }'), "snapshot_of = 'b', which has a grid"),
-        (('title = "Late"', 'title = "Late"\nscales = ["large"]'), "arm late: its lengths are meant for scale large"),
+        (
+            ("[scales.small]", "[scales.large]\nseeds = 1\narms = []\n[scales.small]"),
+            ('title = "Late"', 'title = "Late"\nscales = ["large"]'),
+            "arm late: its lengths are meant for scale large",
+        ),
+        (('title = "Late"', 'title = "Late"\nscales = ["smal"]'), "arm late: scales smal: expected some of small"),
+        (('title = "B"', 'title = "B"\nconfig.run.dir = "x"'), "arm b: run.dir: each trial has its own"),
+        (('title = "A"', 'title = "A"\ngrid = { "run.seed" = [1, 2] }'), "arm a: run.seed: each trial has its own"),
+        (('title = "A"', 'title = "A"\ngrid = { "data.vocab_size" = [1, 2] }'), "grid over data.vocab_size"),
+        (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [0.1, 0.1] }'), "expected each value once"),
+        (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [[0.1]] }'), "arms.a.grid.training.dropout"),
     ],
 )
-def test_mistakes_are_named(tmp_path, change, message):
-    assert change[0] in OWN
+def test_mistakes_are_named(tmp_path, case):
+    *changes, message = case
+    text = OWN
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
     with pytest.raises(ConfigError, match=message):
-        arms.load(write(tmp_path, OWN.replace(*change)), "small").check(OUT)
+        arms.load(write(tmp_path, text), "small").check(OUT)
+
+
+def test_a_run_that_ends_before_there_is_a_synthesizer_is_refused():
+    short = arms.load("concepts", "small", overrides=("training.total_tokens=410000",))
+    with pytest.raises(ConfigError, match=r"arm online, seed 0: training.total_tokens = 410000: expected more than"):
+        short.check(OUT)
+    arms.load("concepts", "small", overrides=("training.total_tokens=410001",)).check(OUT)
 
 
 def test_unknown_names():
@@ -156,7 +177,10 @@ def test_overrides_reach_the_arms_that_do_not_set_the_key_themselves(tmp_path):
 
 
 def test_how_synthetic_text_is_made_does_not_count_where_there_is_none():
-    plain, other = arms.load("concepts", "small"), arms.load("concepts", "small", overrides=("mix.synthetic_share=0.5",))
+    plain, other = (
+        arms.load("concepts", "small"),
+        arms.load("concepts", "small", overrides=("mix.synthetic_share=0.5",)),
+    )
 
     def settings_of(experiment, arm):
         return arms.settings(experiment.run_config(experiment.trials(arm, 0)[0], OUT))

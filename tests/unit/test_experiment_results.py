@@ -60,6 +60,7 @@ def test_equal_compute_counts_an_arm_before_it_has_spent_more():
     )
     assert found["sbp"].share_of_gain_loss.mean == pytest.approx(1.0)
     assert found["sbp"].share_at_equal_compute_loss.mean == pytest.approx(0.5)  # 1,000 tokens cost 1,500; 2,000 3,000
+    assert found["sbp"].tokens_at_equal_compute.mean == 1000
 
 
 def test_shares_are_paired_by_seed_and_have_an_interval():
@@ -130,7 +131,7 @@ def snapshot(version, at_tokens, expressed, verdict="published"):
     return SnapshotResult(version, verdict, at_tokens, at_tokens, 100, [], measures)
 
 
-def test_what_a_snapshot_recovers_stands_beside_the_gain_when_the_next_took_over():
+def test_what_a_snapshot_recovers_stands_beside_the_lead_that_was_won_while_it_served():
     base = trial("base", 0, [3.0, 2.0, 2.4, 2.6])  # best so far at 2,000 and 3,000: 2.0
     sbp = replace(
         trial("sbp", 0, [3.0, 2.2, 1.8, 1.2]),
@@ -138,7 +139,7 @@ def test_what_a_snapshot_recovers_stands_beside_the_gain_when_the_next_took_over
     )
     found = comparison_plots.recovered(sbp, base)
     assert [p.facts for p in found] == [0.5, 0.7]
-    assert [p.gain for p in found] == pytest.approx([0.2, 0.8])
+    assert [p.gain for p in found] == pytest.approx([0.4, 0.6])  # leads -0.2 at 1,000, 0.2 at 2,000, 0.8 at the end
     assert comparison_plots.recovered(base, base) == []
     figures = {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base], "sbp": [sbp]})}
     assert figures >= {"recovery", "quality"}
@@ -158,6 +159,8 @@ def test_one_line_and_page(tmp_path):
     assert line["share_of_oracle_gain_accuracy"] == pytest.approx(0.9)
     assert line["random_pair_share"] == pytest.approx(0.1)
     assert line["seeds"] == 1
+    two = results.compare(EXPERIMENT, [*trials, trial("sbp", 1, [3.0, 1.1]), trial("random", 1, [3.0, 1.9])])
+    assert results.headline(EXPERIMENT, two)["seeds"] == 1  # the second has no baseline
     json.dumps(results.as_json(EXPERIMENT, trials, found, "sbp experiment own"))
     html = comparison.build(EXPERIMENT, trials, found, tmp_path).read_text()
     assert "80 % of what oracle gains over base in held-out loss" in html
