@@ -28,8 +28,8 @@ def table(experiment: Experiment, arms: Sequence[ArmResult]) -> Table:
             str(len(arm.seeds)),
             decimal((arm.best_loss if arm.arm == experiment.baseline else arm.end_loss).mean),
             percent(arm.end_accuracy.mean if arm.end_accuracy else None),
-            share(arm.share_of_gain_loss),
-            share(arm.share_of_gain_accuracy),
+            _in_two_lines(share)(arm.share_of_gain_loss),
+            _in_two_lines(share)(arm.share_of_gain_accuracy),
             quantity(arm.compute_tokens.mean),
         )
     return result

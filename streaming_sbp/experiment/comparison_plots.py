@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#000000", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 STYLES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
 LEGEND_COLUMNS = 28  # longer titles are wrapped, or the legend leaves the axes no room
+LEGEND_LINE_INCHES = 0.2  # with the space between entries
 GRID_POINTS = 60
 
 Curves = Mapping[str, Sequence[TrialResult]]  # by arm, the seeds of the point that was chosen
@@ -130,7 +131,7 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
 def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
     """The Bayesian reading of the paper: a seed document speaks of a concept, and what is synthesised speaks of that.
 
-    How well each snapshot recovers it, against how much further ahead of the baseline the arm comes while it serves.
+    How well each snapshot recovers it, against how far ahead of the baseline the arm is when its service ends.
     """
     baseline = {trial.seed: trial for trial in curves.get(experiment.baseline, ())}
     figure, axes = figure_and_axes()
@@ -141,16 +142,16 @@ def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
             continue
         drawn = True
         look = looks[arm] | {"ls": looks[arm]["ls"] if len(trials) == 1 else "", "lw": 1.0}
-        facts, gains = [100 * p.facts for p in found], [p.gain for p in found]
-        axes.plot(facts, gains, marker=_marker(look), clip_on=False, label=experiment.arms[arm].title, **look)
+        facts, leads = [100 * p.facts for p in found], [p.lead for p in found]
+        axes.plot(facts, leads, marker=_marker(look), clip_on=False, label=experiment.arms[arm].title, **look)
     if not drawn:
         return None
     axes.axhline(0, color=GREY, lw=1)
-    _finish(axes, "facts of the seed's concept that a document states truly (%)", "lead won while it serves (nats)")
+    _finish(axes, "facts of the seed's concept that a document states truly (%)", "lead when its service ends (nats)")
     text = (
         "One point for each published snapshot, in their order. Across: how much of the concept behind the seed "
-        "document its documents recover. Up: how much the lead over tuned repetition (in best held-out loss so far) "
-        "grew while it served. Arms differ in more than their synthesizers: in their share, and how long each served."
+        "document its documents recover. Up: best held-out loss so far of tuned repetition, minus the arm's, when the "
+        "next snapshot took over: what all snapshots until then have brought, and the arm's other settings."
     )
     return to_plot("recovery", "What the synthesizer recovers, and what its documents bring", text, figure)
 
@@ -159,7 +160,7 @@ class Recovered(NamedTuple):
     """Of one snapshot."""
 
     facts: float  # share of the facts about its seed's concept that a document states truly
-    gain: float  # nats, of the best losses so far: what the lead over the baseline grew by in its service
+    lead: float  # nats, of the best losses so far, over the baseline at the end of its service
 
 
 def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
@@ -168,11 +169,11 @@ def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
     if not served:
         return []
     last = min(trial.end.tokens, baseline.end.tokens)
-    swaps = np.minimum([*(s.at_tokens for s in served), last], last)
-    leads = _best_so_far(baseline, swaps) - _best_so_far(trial, swaps)
+    ends = np.minimum([*(s.at_tokens for s in served[1:]), last], last)
+    leads = _best_so_far(baseline, ends) - _best_so_far(trial, ends)
     return [
-        Recovered(snapshot.measures["expressed_fact_share"], float(gain))
-        for snapshot, gain in zip(served, np.diff(leads), strict=True)
+        Recovered(snapshot.measures["expressed_fact_share"], float(lead))
+        for snapshot, lead in zip(served, leads, strict=True)
     ]
 
 
@@ -250,4 +251,7 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     lines, titles = axes.get_legend_handles_labels()
     titles = [textwrap.fill(title, LEGEND_COLUMNS) for title in titles]
+    needed = LEGEND_LINE_INCHES * sum(title.count("\n") + 1 for title in titles)
+    if isinstance(axes.figure, Figure):
+        axes.figure.set_figheight(max(axes.figure.get_figheight(), needed))
     axes.legend(lines, titles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)

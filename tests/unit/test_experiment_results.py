@@ -131,7 +131,7 @@ def snapshot(version, at_tokens, expressed, verdict="published"):
     return SnapshotResult(version, verdict, at_tokens, at_tokens, 100, [], measures)
 
 
-def test_what_a_snapshot_recovers_stands_beside_the_lead_that_was_won_while_it_served():
+def test_what_a_snapshot_recovers_stands_beside_the_lead_at_the_end_of_its_service():
     base = trial("base", 0, [3.0, 2.0, 2.4, 2.6])  # best so far at 2,000 and 3,000: 2.0
     sbp = replace(
         trial("sbp", 0, [3.0, 2.2, 1.8, 1.2]),
@@ -139,7 +139,7 @@ def test_what_a_snapshot_recovers_stands_beside_the_lead_that_was_won_while_it_s
     )
     found = comparison_plots.recovered(sbp, base)
     assert [p.facts for p in found] == [0.5, 0.7]
-    assert [p.gain for p in found] == pytest.approx([0.4, 0.6])  # leads -0.2 at 1,000, 0.2 at 2,000, 0.8 at the end
+    assert [p.lead for p in found] == pytest.approx([0.2, 0.8])
     assert comparison_plots.recovered(base, base) == []
     figures = {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base], "sbp": [sbp]})}
     assert figures >= {"recovery", "quality"}
