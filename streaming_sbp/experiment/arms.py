@@ -11,7 +11,7 @@ A TOML file, shipped (`streaming_sbp/experiment/presets`) or the user's own:
     [arms.NAME]                  title; [arms.NAME.config.SECTION] on top of that
       grid                       {"section.key" = [values]}: tried with the first seed, the best held-out loss is kept
       snapshot_of                an arm whose newest snapshot is given to this one (`synthesizer.mode = "given"`)
-      times_real_text            how many times the baseline's unique real text it has (1 by default)
+      more_real_text             true: the baseline, but with more unique real text; data efficiency is read off such
       scales                     names of those that its lengths are meant for (all by default)
 
 Every trial, an arm with one point of its grid and one seed, is an ordinary run (`sbp run`).
@@ -58,7 +58,7 @@ class _Arm(_Part):
     config: Tree = {}
     grid: Grid = {}
     snapshot_of: str = ""
-    times_real_text: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    more_real_text: bool = False
     scales: list[str] = []
 
 
@@ -80,7 +80,7 @@ class Arm:
     tree: Tree  # the whole configuration but what the trial decides
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
     snapshot_of: str = ""
-    times_real_text: float = 1.0
+    more_real_text: bool = False
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -236,7 +236,7 @@ def load(
             own = file.arms[arm]
             grid = chosen.grid if arm == file.baseline and chosen.grid is not None else own.grid
             tree = merged(common, own.config)
-            arms[arm] = Arm(arm, own.title, tree, grid, own.snapshot_of, own.times_real_text)
+            arms[arm] = Arm(arm, own.title, tree, grid, own.snapshot_of, own.more_real_text)
     roles = {role: getattr(file, role) for role in ROLES}
     own_settings = _own_settings(name, file, [arms[arm] for arm in wanted], overrides)
     return Experiment(

@@ -79,6 +79,11 @@ class TrialResult:
         return Trial(self.arm, tuple(self.point.items()), self.seed)
 
     @property
+    def unique_real_tokens(self) -> float:
+        """Of its training documents, all of which may not have been read; 0 without any."""
+        return self.trained_tokens.get("real", 0) / self.real_epochs if self.real_epochs else 0.0
+
+    @property
     def end(self) -> Point:
         return self.curve[-1]
 
@@ -306,21 +311,19 @@ def _data_efficiency(
 ) -> Estimate | None:
     """How many times the unique real text the baseline needs for this arm's loss.
 
-    Interpolated between the arms without synthesis that differ in ``times_real_text``, in the logarithm of it, each at
-    its best step; None with fewer than three such arms. Beyond the largest it is that one.
+    Interpolated between the baseline and the arms with ``more_real_text``, in the logarithm of its amount, each at its
+    best step; None with fewer than three of them. Beyond the largest it is that one.
     """
-    scales = {
-        result.times_real_text: chosen[name]
-        for name, result in experiment.arms.items()
-        if chosen[name] and (name == experiment.baseline or result.times_real_text > 1)
-    }
-    if len(scales) < 3:
-        return None
+    scales = [
+        chosen[name] for name, arm in experiment.arms.items() if name == experiment.baseline or arm.more_real_text
+    ]
     found = []
     for seed, own in by_seed.items():
-        known = [(times, trials[seed].best.heldout_loss) for times, trials in scales.items() if seed in trials]
-        if len(known) < 3:
+        real = [trials[seed] for trials in scales if seed in trials and trials[seed].unique_real_tokens]
+        if len(real) < 3 or chosen[experiment.baseline].get(seed) not in real:
             continue
+        least = chosen[experiment.baseline][seed].unique_real_tokens
+        known = [(trial.unique_real_tokens / least, trial.best.heldout_loss) for trial in real]
         losses, times = zip(*sorted((loss, times) for times, loss in known), strict=True)
         found.append(math.exp(float(np.interp(own.best.heldout_loss, losses, np.log(times)))))
     return _estimate(found)

@@ -121,7 +121,7 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = 0.1 }'), "arms.a.grid: training.dropout = 0.1"),
         (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [] }'), "at least 1 item"),
         (('title = "A"', "title = 3"), "arms.a: title = 3: Input should be a valid string"),
-        (('title = "B"', 'title = "B"\ntimes_real_text = "many"'), "arms.b: times_real_text = 'many'"),
+        (('title = "B"', 'title = "B"\nmore_real_text = "much"'), "arms.b: more_real_text = 'much'"),
         (("[config.training]\ntotal_tokens = 1000", "[config]\ntraining = 3"), "config: training = 3"),
         (('oracle = "b"', 'oracle = "a"'), "baseline = oracle = 'a': expected two arms"),
         (("[arms.late]", '[arms."../late"]'), "late"),

@@ -118,10 +118,12 @@ def test_a_snapshot_that_cost_more_than_the_whole_baseline_leaves_nothing_at_equ
 
 
 def test_data_efficiency_is_interpolated_in_the_logarithm():
-    names = {"base": 1.0, "twice": 2.0, "four": 4.0, "oracle": 16.0, "sbp": 1.0}
-    scaled = replace(EXPERIMENT, arms={n: Arm(n, n, {}, times_real_text=times) for n, times in names.items()})
+    epochs = {"base": 16.0, "twice": 8.0, "four": 4.0, "oracle": 1.0, "sbp": 10.0}
+    more = ("twice", "four", "oracle")
+    scaled = replace(EXPERIMENT, arms={n: Arm(n, n, {}, more_real_text=n in more) for n in epochs})
     losses = {"base": 2.0, "twice": 1.6, "four": 1.2, "oracle": 0.8, "sbp": 1.4}
-    found = compared(*(trial(arm, 0, [3.0, loss]) for arm, loss in losses.items()), experiment=scaled)
+    trials = [replace(trial(arm, 0, [3.0, loss]), real_epochs=epochs[arm]) for arm, loss in losses.items()]
+    found = compared(*trials, experiment=scaled)
     assert found["sbp"].data_efficiency.mean == pytest.approx(2 * 2**0.5)
     assert found["twice"].data_efficiency.mean == pytest.approx(2.0)
 
