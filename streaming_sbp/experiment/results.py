@@ -229,8 +229,8 @@ def compare(experiment: Experiment, trials: Sequence[TrialResult]) -> list[ArmRe
 
 
 def _chosen(arm: str, experiment: Experiment, done: list[TrialResult]) -> dict[int, TrialResult]:
-    """By seed, the trials of the point that is best with the first seed."""
-    own = [trial for trial in done if trial.arm == arm]
+    """By seed, in their order, the trials of the point that is best with the first seed."""
+    own = sorted((trial for trial in done if trial.arm == arm), key=lambda trial: trial.seed)
     first = [trial for trial in own if trial.seed == 0]
     if len(first) < len(experiment.arms[arm].points):
         return {}

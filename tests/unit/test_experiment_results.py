@@ -67,10 +67,11 @@ def test_shares_are_paired_by_seed_and_have_an_interval():
     found = compared(
         *(trial("base", s, [9.0, 2.0 + s]) for s in (0, 1, 2)),
         *(trial("oracle", s, [9.0, 1.0 + s]) for s in (0, 1, 2)),
-        *(trial("sbp", s, [9.0, 1.0 + s + share]) for s, share in ((0, 0.5), (1, 0.4), (2, 0.3))),
+        *(trial("sbp", s, [9.0, 1.0 + s + share]) for s, share in ((2, 0.3), (0, 0.5), (1, 0.4))),
     )
     # shares 0.5, 0.6, 0.7: mean 0.6, deviation 0.1, t(0.975, 2) = 4.3027, so 4.3027 * 0.1 / sqrt(3) = 0.2484
     share = found["sbp"].share_of_gain_loss
+    assert share.values == pytest.approx([0.5, 0.6, 0.7])  # in the order of the seeds
     assert (share.mean, share.low, share.high) == pytest.approx((0.6, 0.3516, 0.8484), abs=1e-3)
 
 
