@@ -242,13 +242,14 @@ def serve(name: str, folder: Path, settings: Settings, answers: Any) -> None:
 class Engine:
     def __init__(self, python: str, name: str, folder: Path, settings: Settings):
         self.name, self.rounds = name, list[dict[str, Any]]()
+        path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         options = [f"--{key}={value}" for key, value in settings._asdict().items()]
         self._process = subprocess.Popen(
             [python, __file__, "--serve", name, "--folder", str(folder), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
         )
         self._answer()
 
