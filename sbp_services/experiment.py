@@ -112,7 +112,7 @@ class ExperimentRunner:
             if to_run or trial.arm not in self.experiment.arms:
                 continue
             wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
-            if changes := configuration.tree_differences(arms.effective(found.settings), wanted):
+            if changes := configuration.tree_differences(found.settings, wanted):
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
             else:
                 self._found[trial] = found
@@ -185,7 +185,7 @@ class ExperimentRunner:
         """What there is of the trial must have had these settings, wherever it lay. Raises ConfigError."""
         wanted, file = arms.settings(config), self.out / "results.json"
         recorded = self._recorded.get(trial)
-        if recorded and (changes := configuration.tree_differences(arms.effective(recorded.settings), wanted)):
+        if recorded and (changes := configuration.tree_differences(recorded.settings, wanted)):
             raise ConfigError(
                 f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
                 "that file"

@@ -61,6 +61,11 @@ class _Arm(_Part):
     more_real_text: bool = False
     scales: list[str] = []
 
+    @property
+    def keys(self) -> set[str]:
+        """``section.key`` of the settings that it sets itself, without those of its grid."""
+        return {f"{section}.{key}" for section, values in self.config.items() for key in values}
+
 
 class _File(_Part):
     title: str
@@ -280,8 +285,7 @@ def _check_names(name: str, file: _File) -> None:
 
 
 def _check_arm(where: str, arm: _Arm, file: _File) -> None:
-    own = {f"{section}.{key}" for section, values in arm.config.items() for key in values} | set(arm.grid)
-    if taken := sorted(own & set(OF_THE_TRIAL)):
+    if taken := sorted((arm.keys | set(arm.grid)) & set(OF_THE_TRIAL)):
         raise ConfigError(f"{where}: {', '.join(taken)}: each trial has its own; leave it out")
     if of_data := sorted(key for key in arm.grid if key.startswith("data.")):
         raise ConfigError(f"{where}: grid over {', '.join(of_data)}: expected an arm for each text")
@@ -300,11 +304,7 @@ def _own_settings(name: str, file: _File, wanted: list[Arm], overrides: tuple[st
     keys = [override.partition("=")[0].strip() for override in overrides]
     if taken := sorted(set(keys) & set(OF_THE_TRIAL)):
         raise ConfigError(f"{name}: {', '.join(taken)}: each trial has its own; see --out and --seeds")
-    own = {
-        arm.name: {f"{section}.{key}" for section, values in file.arms[arm.name].config.items() for key in values}
-        | set(arm.grid)
-        for arm in wanted
-    }
+    own = {arm.name: file.arms[arm.name].keys | set(arm.grid) for arm in wanted}
     found = {key: [arm for arm in own if key in own[arm]] for key in keys}
     return {key: arms for key, arms in found.items() if arms}
 

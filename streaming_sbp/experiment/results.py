@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from scipy import stats
 
 from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import history
-from streaming_sbp.experiment.arms import Experiment, Tree, Trial, settings
+from streaming_sbp.experiment.arms import Experiment, Tree, Trial, effective, settings
 from streaming_sbp.experiment.compute import Compute
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.rundir import RunDir
@@ -183,7 +183,7 @@ def load_trials(file: Path) -> dict[Trial, TrialResult]:
     """Those that a results.json holds as done; none without the file. Raises ConfigError when it is not one of ours."""
     try:
         found = msgspec.json.decode(file.read_bytes(), type=_Recorded).trials
-        return {result.trial: result for result in found if result.state == "done"}
+        return {t.trial: replace(t, settings=effective(t.settings)) for t in found if t.state == "done"}
     except FileNotFoundError:
         return {}
     except OSError as error:

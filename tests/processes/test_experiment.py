@@ -168,8 +168,12 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
         assert refused.returncode == 2
         assert "other settings" in refused.stderr or "another configuration" in refused.stderr
 
+    (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
+    refused = experiment(tmp_path)
+    assert refused.returncode == 2
+    assert "not a results.json of this version" in refused.stderr
     trial = recorded["trials"][0]
-    for damaged in ({"arm": 3}, trial | {"curve": []}, trial | {"point": {"training.dropout": [1]}}):
+    for damaged in (trial | {"curve": []}, trial | {"point": {"training.dropout": [1]}}):
         (out / "results.json").write_text(json.dumps({"trials": [damaged]}))
         with pytest.raises(ConfigError, match=r"not a results\.json of this version"):
             here(tmp_path, out)

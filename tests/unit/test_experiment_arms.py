@@ -21,6 +21,13 @@ def test_every_trial_of_every_shipped_experiment_is_a_configuration(name):
     assert set(found.arms) == set(every)
 
 
+def test_an_experiment_that_records_were_made_with_can_be_repeated():
+    files = sorted((Path(__file__).parents[2] / "docs" / "experiments").glob("*/experiment.toml"))
+    assert files
+    for file in files:
+        arms.load(str(file)).check(OUT)
+
+
 def test_arms_differ_only_where_they_say():
     found = arms.load("concepts", "small")
     trees = {arm: found.run_config(found.trials(arm, 0)[0], OUT, "given").model_dump() for arm in found.arms}
