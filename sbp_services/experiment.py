@@ -77,6 +77,7 @@ class ExperimentRunner:
         self._failed: dict[Trial, str] = {}  # why
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
+        self._ingested: set[int] = set()  # seeds
         self._stopping = False
 
     def run(self) -> int:
@@ -99,10 +100,7 @@ class ExperimentRunner:
         for key, names in self.experiment.own_settings.items():
             self._say(f"{key}: unchanged in {', '.join(names)}, set there")
         with self._signals():
-            for seed in range(self.experiment.num_seeds):
-                self._run_seed(seed)
-                if self._stopping:
-                    break
+            self._run_trials()
         return self._conclude()
 
     def _take_over(self) -> None:
@@ -119,10 +117,10 @@ class ExperimentRunner:
 
     # --- trials ---
 
-    def _run_seed(self, seed: int) -> None:
-        """All trials of a seed; with the first one, also those of the points of grids."""
-        waiting = [trial for arm in self.experiment.to_run for trial in self._wanted(arm, seed)]
-        self._ingest(seed)
+    def _run_trials(self) -> None:
+        """Seed after seed; where cores are free, those of the next seed beside the last of one."""
+        seeds = range(self.experiment.num_seeds)
+        waiting = [t for seed in seeds for arm in self.experiment.to_run for t in self.experiment.trials(arm, seed)]
         said = time.monotonic()
         while (waiting or self._running) and not self._stopping:
             self._start_what_fits(waiting)
@@ -131,22 +129,27 @@ class ExperimentRunner:
                 self._ended(running)
             if time.monotonic() - said >= SAY_EVERY_S:
                 said = time.monotonic()
-                self._say_progress(waiting, seed)
+                self._say_progress(waiting)
             time.sleep(LOOK_EVERY_S if self._running else 0.0)
 
-    def _wanted(self, arm: str, seed: int) -> list[Trial]:
-        trials = self.experiment.trials(arm, seed)
-        if seed == 0 or len(trials) == 1:
-            return trials
-        first = [self._found[trial] for trial in self.experiment.trials(arm, 0) if trial in self._found]
-        if len(first) < len(trials):
-            self._say(f"{arm}: left out of seed {seed}, for not all points of its grid are done")
-            return []
-        point = results.best_point(first)
-        return [trial for trial in trials if dict(trial.point) == point]
+    def _is_wanted(self, trial: Trial) -> bool | None:
+        """All points of a grid with the first seed, then the best one; None while that is not known."""
+        first = self.experiment.trials(trial.arm, 0)
+        if trial.seed == 0 or len(first) == 1:
+            return True
+        if any(point in self._failed for point in first):
+            if trial.point == first[0].point:
+                self._say(f"{trial.arm}: left out of seed {trial.seed}, for not all points of its grid are done")
+            return False
+        if any(point not in self._found for point in first):
+            return None
+        return dict(trial.point) == results.best_point([self._found[point] for point in first])
 
     def _ingest(self, seed: int) -> None:
-        """The real text of all arms; the baseline's first, for all others use its tokenizer."""
+        """The real text of all arms, once; the baseline's first, for all others use its tokenizer."""
+        if seed in self._ingested:
+            return
+        self._ingested.add(seed)
         for arm in sorted(self.experiment.to_run, key=lambda arm: arm != self.experiment.baseline):
             trial = self.experiment.trials(arm, seed)[0]
             made = ingest(self.experiment.run_config(trial, self.out, "given").data)
@@ -154,11 +157,15 @@ class ExperimentRunner:
                 self._say(f"data set: {made}")
 
     def _start_what_fits(self, waiting: list[Trial]) -> None:
+        last_seed = self.experiment.num_seeds
         for trial in list(waiting):
             free = self._num_cores - sum(running.num_cores for running in self._running)
-            if free < 1 and self._running:
+            if trial.seed > last_seed or (free < 1 and self._running):
                 return
-            if self._is_known(trial) or self._lacks_snapshot(trial):
+            wanted = self._is_wanted(trial)
+            if wanted is None:
+                continue
+            if not wanted or self._is_known(trial) or self._lacks_snapshot(trial):
                 waiting.remove(trial)
                 continue
             given = self._given(trial)
@@ -166,6 +173,7 @@ class ExperimentRunner:
                 continue  # it needs the snapshot of an arm that is not done
             config = self.experiment.run_config(trial, self.out, given)
             if _cores_of(config) > free and self._running:
+                last_seed = trial.seed  # later ones would take what it waits for
                 continue
             waiting.remove(trial)
             self._start(trial, config)
@@ -233,6 +241,7 @@ class ExperimentRunner:
         return folder.with_name(folder.name + suffix)
 
     def _start(self, trial: Trial, config: Config) -> None:
+        self._ingest(trial.seed)
         Path(config.run.dir).mkdir(parents=True, exist_ok=True)
         write_atomically(self._file(trial, ".toml"), configuration.to_toml(config))
         with open(self._file(trial, ".log"), "ab") as log:
@@ -305,12 +314,12 @@ class ExperimentRunner:
     def _say(self, text: str) -> None:
         self._console.print(f"{time.strftime('%H:%M:%S')}  {escape(text)}")
 
-    def _say_progress(self, waiting: list[Trial], seed: int) -> None:
+    def _say_progress(self, waiting: list[Trial]) -> None:
         now = "; ".join(f"{r.trial}: {_position(r)}" for r in self._running)
-        left, known = self._seconds_left(waiting, seed)
+        left, known = self._seconds_left(waiting)
         self._say(f"running  {now}" + (f"; {'about' if known else 'at least'} {duration(left)} left" if left else ""))
 
-    def _seconds_left(self, waiting: list[Trial], seed: int) -> tuple[float, bool]:
+    def _seconds_left(self, waiting: list[Trial]) -> tuple[float, bool]:
         """Of the whole experiment, at the rates so far, 0 before there is any; whether each kind of trial has one."""
         rates = dict(self._rates)
         for r in self._running:
@@ -319,18 +328,16 @@ class ExperimentRunner:
                 rates.setdefault(r.num_cores, (now.tokens - r.tokens_before) / seconds)
         if not rates:
             return 0.0, False
-        later = [trial for s in range(seed + 1, self.experiment.num_seeds) for trial in self._first_points(s)]
+        first = [trial for trial in waiting if trial.seed == 0]
+        later = {(trial.arm, trial.seed): trial for trial in waiting if trial.seed}.values()  # one point of a grid
         core_seconds, known = 0.0, True
-        for trial in [*(r.trial for r in self._running), *waiting, *later]:
+        for trial in [*(r.trial for r in self._running), *first, *later]:
             config = self.experiment.run_config(trial, self.out, "given")
             cores = _cores_of(config)
             known &= cores in rates
             left = config.training.total_tokens - _progress(config).tokens
             core_seconds += max(left, 0) / rates.get(cores, max(rates.values())) * min(cores, self._num_cores)
         return core_seconds / self._num_cores, known
-
-    def _first_points(self, seed: int) -> Iterator[Trial]:
-        return (self.experiment.trials(arm, seed)[0] for arm in self.experiment.to_run)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
