@@ -57,7 +57,10 @@ def test_grid_and_folders():
     found = arms.load("concepts", "full")
     trials = found.trials("repetition", 2)
     training = [found.run_config(trial, OUT).training for trial in trials]
-    assert [(t.weight_decay, t.dropout) for t in training] == [(w, d) for w in (0.3, 1.0) for d in (0.0, 0.1, 0.2, 0.3)]
+    assert [(t.learning_rate, t.dropout) for t in training] == [
+        (r, d) for r in (1e-3, 2e-3, 4e-3) for d in (0.1, 0.2, 0.3)
+    ]
+    assert {t.weight_decay for t in training} == {1.0}
     assert len({trial.folder for trial in trials}) == len(trials)
     assert all(found.run_config(trial, OUT).run.seed == 2 for trial in trials)
 
