@@ -136,6 +136,7 @@ def experiment(
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; experiments/NAME-SCALE by default.")] = None,
     cores: Annotated[int, typer.Option("--cores", min=0, help="To be used at once; 0: all.")] = 0,
+    list_arms: Annotated[bool, typer.Option("--list", help="Say which arms there are, and run none.")] = False,
 ) -> None:
     """Does it help? Runs every arm as `sbp run` does, and compares them: a table, a page, one JSON line.
 
@@ -145,6 +146,10 @@ def experiment(
     from streaming_sbp.experiment import arms as experiments
     from streaming_sbp.experiment import results
 
+    if list_arms:
+        for arm, (title, when) in experiments.choice(name, scale).items():
+            typer.echo(f"{arm:16}{when:18}{title}")
+        return
     chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
     out = out or Path("experiments", f"{Path(name).stem}-{scale}")
     beside = {trial.arm for trial in results.load_trials(out / "results.json")}

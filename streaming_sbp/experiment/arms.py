@@ -204,6 +204,22 @@ def names() -> list[str]:
     return configuration.preset_names(PRESETS)
 
 
+def choice(experiment: str, scale: str = DEFAULT_SCALE) -> dict[str, tuple[str, str]]:
+    """Of every arm its title, and whether it runs at ``scale``: "yes", "when asked for", or the scales that it is for.
+
+    Raises ConfigError.
+    """
+    file = _read(experiment)
+    runs = load(experiment, scale).to_run
+
+    def when(arm: str) -> str:
+        if (meant_for := file.arms[arm].scales) and scale not in meant_for:
+            return f"at {' or '.join(meant_for)}"
+        return "yes" if arm in runs else "when asked for"
+
+    return {arm: (own.title, when(arm)) for arm, own in file.arms.items()}
+
+
 def load(
     experiment: str,
     scale: str = DEFAULT_SCALE,

@@ -65,6 +65,16 @@ def test_grid_and_folders():
     assert all(found.run_config(trial, OUT).run.seed == 2 for trial in trials)
 
 
+def test_the_choice_of_arms_says_which_run():
+    small, tiny = (arms.choice("concepts", scale) for scale in ("small", "tiny"))
+    assert {arm for arm, (_, when) in small.items() if when == "yes"} == {"repetition", "oracle", "online", "random"}
+    assert small["stale"] == ("SBP with one snapshot", "when asked for")
+    assert small["offline"][1] == "when asked for"
+    assert tiny["longer"][1] == "at small or full"
+    with pytest.raises(ConfigError, match="scale 'huge': expected one of tiny"):
+        arms.choice("concepts", "huge")
+
+
 def test_a_scale_has_a_grid_of_its_own(tmp_path):
     text = OWN.replace("[scales.small]", '[scales.small]\ngrid = { "training.weight_decay" = [2.0] }')
     assert [trial.point for trial in arms.load(write(tmp_path, text)).trials("a", 0)] == [
