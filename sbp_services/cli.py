@@ -210,7 +210,8 @@ def train(
 ) -> None:
     """Train on real shards and on what generators send; under torchrun, with further ranks.
 
-    With --replay, train a finished run again and compare every batch and every loss.
+    With --replay, train a finished run again and compare every batch and every loss; or, with settings of the training,
+    see what would have come of the same documents.
     """
 
     def start(run_dir: RunDir) -> int:
@@ -220,13 +221,13 @@ def train(
 
     if replay is None:
         _serve(start, config, preset, run, overrides, accept_changes)
-    if config or preset or run or overrides:
+    if config or preset or run:
         raise ConfigError("--replay uses the configuration of that run: expected no other beside it")
     from sbp_services import replayer
     from sbp_services.service import set_up_process
 
     set_up_process()
-    sys.exit(replayer.replay(RunDir(replay), out, metrics_port))  # type: ignore[arg-type]
+    sys.exit(replayer.replay(RunDir(replay), out, tuple(overrides or ()), metrics_port))  # type: ignore[arg-type]
 
 
 @app.command()

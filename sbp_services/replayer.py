@@ -1,9 +1,14 @@
-"""`sbp train --replay RUN`: trains a run again, from its journal and its log of steps, and compares every step."""
+"""`sbp train --replay RUN`: trains a run again, from its journal and its log of steps, and compares every step.
+
+With settings of the training, `sbp train --replay RUN training.dropout=0.1`, it is another run on the same documents in
+the same order: what would have come of them? Neither tuner nor generators are needed, and no other stream blurs it.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +24,16 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.telemetry.catalogue import PHASES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
+from streaming_sbp.training.evaluation import Evaluation, Evaluator
 from streaming_sbp.training.history import PastStep, read_steps
 from streaming_sbp.training.loop import PhaseClock, Step
 from streaming_sbp.training.model import choose_device
 from streaming_sbp.training.world import World
+
+# Settings on which it depends which documents are in a batch: replayed with others it would be another stream.
+FIXED = frozenset({"training.total_tokens", "training.sequence_tokens", "training.batch_sequences"})
+FREE = frozenset({"mix.confidence", "mix.min_confidence"})
+FREE_SECTIONS = ("model", "training", "evaluation")
 
 
 @dataclass
@@ -34,6 +45,7 @@ class Comparison:
     first_other_batch: int | None = None
     first_other_loss: int | None = None
     losses: list[dict[str, float | None]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     def add(self, past: PastStep, step: Step) -> None:
         self.steps += 1
@@ -59,7 +71,15 @@ class Comparison:
             "replay_equal": self.equal,
             "first_other_batch": self.first_other_batch,
             "first_other_loss": self.first_other_loss,
+            **self._evaluated(),
         }
+
+    def _evaluated(self) -> dict[str, float]:
+        """At the end, and the lowest held-out loss on the way; empty where there are no held-out documents."""
+        if not self.evaluations:
+            return {}
+        lowest = min(found.heldout.loss for found in self.evaluations)
+        return {**self.evaluations[-1].record(), "lowest_heldout_loss": lowest}
 
 
 class ReplayService(Service):
@@ -86,6 +106,7 @@ class ReplayService(Service):
         self.trainer = build_trainer(
             self.config, dataset, journal, self._original.pairs, device, PhaseClock(PHASES), World()
         )
+        self._evaluator = Evaluator(dataset, self.config, device)
 
     def tick(self) -> bool:
         if self.comparison.steps == len(self._past):
@@ -98,20 +119,32 @@ class ReplayService(Service):
         assert step is not None, "decisions were given, so nothing is waited for"
         self.comparison.add(past, step)
         self.record("replayed", step=past.step, loss=step.losses, digest=step.batch.digest())
+        if self.trainer.passed(self.config.evaluation.every_tokens, step) or past is self._past[-1]:
+            self._evaluate()
         progress = (past.step, len(self._past), "steps")
         so_far = "different" if self.comparison.different else "equal"
         self.report("running", f"step {past.step}: {so_far} so far", progress)
         return True
 
+    def _evaluate(self) -> None:
+        found = self._evaluator(self.trainer.model)
+        if found is not None:
+            self.comparison.evaluations.append(found)
+            trained = self.trainer.trained
+            self.record("eval", step=trained.steps, tokens=trained.total_tokens, **found.record())
+
     def shutdown(self) -> None:
         self.record("finish", **self.comparison.as_json())
 
 
-def replay(original: RunDir, out: Path | None, metrics_port: int = 0) -> int:
-    """Prints the comparison as one JSON line, the last; exit status 0 when every batch and loss is the same, else 1.
+def replay(original: RunDir, out: Path | None, overrides: Sequence[str] = (), metrics_port: int = 0) -> int:
+    """Prints the comparison as one JSON line, the last. Returns the exit status.
 
-    Raises ConfigError when ``out`` (by default RUN-replay) is something else than a replay.
+    It is 0 when every batch and loss is the same, else 1; with ``overrides``, ``section.key=value``, when every step
+    was trained. Raises ConfigError for settings that change which documents are trained, and when ``out`` (by default
+    RUN-replay) is something else than a replay.
     """
+    _check(overrides)
     settings = original.config()
     torch.set_num_threads(settings.training.cpu_threads)
     target = out or original.path.with_name(f"{original.path.name}-replay")
@@ -119,11 +152,22 @@ def replay(original: RunDir, out: Path | None, metrics_port: int = 0) -> int:
         shutil.rmtree(target)
     elif target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target}: exists and is not a replay; choose another folder with --out")
-    overrides = [f"run.dir={json.dumps(str(target))}"]
-    run = RunDir.open_or_create(configuration.load(original.path / "config.toml", overrides=overrides))
+    where = f"run.dir={json.dumps(str(target))}"
+    run = RunDir.open_or_create(configuration.load(original.path / "config.toml", overrides=[*overrides, where]))
     (target / "replay_of.json").write_text(json.dumps({"run": str(original.path), "run_id": original.run_id}))
     service = ReplayService(run, original, metrics_port)
     if status := service.main():
         return status
-    print(json.dumps(service.comparison.as_json()), flush=True)
-    return 0 if service.comparison.equal else 1
+    found = service.comparison
+    print(json.dumps(found.as_json() | ({"settings": list(overrides)} if overrides else {})), flush=True)
+    return int(found.steps != found.logged if overrides else not found.equal)
+
+
+def _check(overrides: Sequence[str]) -> None:
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    refused = [key for key in keys if key in FIXED or not (key in FREE or key.partition(".")[0] in FREE_SECTIONS)]
+    if refused:
+        raise ConfigError(
+            f"--replay with {', '.join(refused)}: expected settings that leave the documents of each batch as they "
+            f"were: of {', '.join(FREE_SECTIONS)} (but {', '.join(sorted(FIXED))}), and {', '.join(sorted(FREE))}"
+        )

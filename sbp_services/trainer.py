@@ -29,12 +29,11 @@ from streaming_sbp.telemetry.catalogue import PHASES, SENT_MEASURES
 from streaming_sbp.training.batches import CannotRepeat
 from streaming_sbp.training.build import build_trainer
 from streaming_sbp.training.checkpoint import CheckpointStore, SaveResult
-from streaming_sbp.training.evaluation import HeldoutSet
+from streaming_sbp.training.evaluation import Evaluator
 from streaming_sbp.training.history import StepLog
 from streaming_sbp.training.loop import PhaseClock, Step
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.model import choose_device, choose_precision
-from streaming_sbp.training.questions import QuestionSet
 from streaming_sbp.training.report import TrainingReport
 from streaming_sbp.training.sources import RealSource, SyntheticSource
 from streaming_sbp.training.world import World
@@ -95,10 +94,7 @@ class TrainerService(Service):
         synthetic = self.trainer.batches.sources[SYNTHETIC]
         assert isinstance(synthetic, SyntheticSource)
         self.synthetic = synthetic
-        self.heldout = HeldoutSet(
-            self.dataset.split("heldout"), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, self.config
-        )
-        self.questions = QuestionSet.of_dataset(self.dataset, tokenizer, self.config.evaluation.questions)
+        self.evaluator = Evaluator(self.dataset, self.config, self.device)
         self.checkpoints = CheckpointStore(self.run.checkpoints, self.config.checkpoint, tokenizer)
 
     def _restore(self) -> None:
@@ -192,9 +188,9 @@ class TrainerService(Service):
         self.receiver.set_consumed(self.synthetic.cursor)
         self.receiver.set_trained_tokens(self.trainer.trained.total_tokens)
         self._note(step)
-        if self._due(self.config.evaluation.every_tokens, step) or self.trainer.done:
+        if self.trainer.passed(self.config.evaluation.every_tokens, step):
             self._evaluate()
-        if self._due(self.config.checkpoint.every_tokens, step) or self.trainer.done:
+        if self.trainer.passed(self.config.checkpoint.every_tokens, step):
             self._save()
         self._collect_save()
         return not self.trainer.done
@@ -304,31 +300,16 @@ class TrainerService(Service):
     def _position(self) -> tuple[float, float, str]:
         return (self.trainer.trained.total_tokens, self.config.training.total_tokens, "tokens")
 
-    def _due(self, every_tokens: int, step: Step) -> bool:
-        """Did this step cross a multiple of ``every_tokens``?"""
-        after = self.trainer.trained.total_tokens
-        before = after - sum(step.batch.num_tokens(name) for name in step.batch.source_names)
-        return after // every_tokens > before // every_tokens
-
     def _evaluate(self) -> None:
-        model, precision = self.trainer.model, self.config.training.precision
         with self.clock("evaluate"):
-            heldout = self.heldout.evaluate(model, self.device, precision)
-            answers = self.questions.ask(model, self.device, precision) if self.questions else None
-        if heldout is None:
+            found = self.evaluator(self.trainer.model)
+        if found is None:
             return
-        self._training_report.evaluated(heldout, answers)
-        self._heldout_loss = heldout.loss
-        self._act_on(self.watch.evaluated(heldout.loss))
+        self._training_report.evaluated(found)
+        self._heldout_loss = found.heldout.loss
+        self._act_on(self.watch.evaluated(found.heldout.loss))
         trained = self.trainer.trained
-        self.record(
-            "eval",
-            step=trained.steps,
-            tokens=trained.total_tokens,
-            heldout_loss=heldout.loss,
-            heldout_bits_per_byte=heldout.bits_per_byte,
-            **(answers.record() if answers else {}),
-        )
+        self.record("eval", step=trained.steps, tokens=trained.total_tokens, **found.record())
 
     def _act_on(self, finding: Finding | None) -> None:
         if finding is None:

@@ -1,20 +1,22 @@
-"""Loss on held-out real documents: always the same ones, packed once."""
+"""What a model in training knows: loss on held-out real documents, always the same ones, and questions on facts."""
 
 from __future__ import annotations
 
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from streaming_sbp import config
-from streaming_sbp.data.dataset import Split
+from streaming_sbp.data.dataset import Dataset, Split
 from streaming_sbp.training.batches import IGNORED, Batch, collate
 from streaming_sbp.training.mixer import REAL
 from streaming_sbp.training.model import token_losses
 from streaming_sbp.training.packing import Packer
+from streaming_sbp.training.questions import Answers, QuestionSet
 from streaming_sbp.training.sources import RealSource
 
 log = logging.getLogger("sbp")
@@ -67,3 +69,31 @@ class HeldoutSet:
             targets += int((batch.labels[:, 1:] != IGNORED).sum())
         model.train(was_training)
         return HeldoutLoss(total / targets, total / math.log(2) / max(self.num_bytes, 1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    heldout: HeldoutLoss
+    answers: Answers | None  # None where no truth is known
+
+    def record(self) -> dict[str, Any]:
+        """Its part of an `eval` record."""
+        found = {"heldout_loss": self.heldout.loss, "heldout_bits_per_byte": self.heldout.bits_per_byte}
+        return found | (self.answers.record() if self.answers else {})
+
+
+class Evaluator:
+    """As section `evaluation` says. Changes nothing of the model, nor of what is random in its training."""
+
+    def __init__(self, dataset: Dataset, settings: config.Config, device: torch.device):
+        tokenizer = dataset.tokenizer()
+        special_ids = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
+        self._heldout = HeldoutSet(dataset.split("heldout"), *special_ids, settings)
+        self._questions = QuestionSet.of_dataset(dataset, tokenizer, settings.evaluation.questions)
+        self._device, self._precision = device, settings.training.precision
+
+    def __call__(self, model: PreTrainedModel) -> Evaluation | None:
+        """None when there are no held-out documents."""
+        heldout = self._heldout.evaluate(model, self._device, self._precision)
+        answers = self._questions.ask(model, self._device, self._precision) if self._questions else None
+        return None if heldout is None else Evaluation(heldout, answers)

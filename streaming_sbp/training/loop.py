@@ -125,6 +125,12 @@ class Trainer:
     def done(self) -> bool:
         return self.trained.total_tokens >= self._training.total_tokens
 
+    def passed(self, every_tokens: int, step: Step) -> bool:
+        """Whether ``step``, the last one, crossed a multiple of ``every_tokens``, or is the last of the run."""
+        after = self.trained.total_tokens
+        before = after - sum(step.batch.num_tokens(name) for name in step.batch.source_names)
+        return self.done or after // every_tokens > before // every_tokens
+
     def step(self, decisions: Decisions | None = None) -> Step | None:
         """One optimizer step; with ``decisions``, the one that was made with them. Raises CannotRepeat."""
         with self.clock("data_wait"):

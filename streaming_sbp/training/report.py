@@ -13,7 +13,7 @@ from streaming_sbp.stream.ledger import Ledger, SessionLedger, balance
 from streaming_sbp.telemetry.catalogue import DEPTHS
 from streaming_sbp.telemetry.metrics import Metrics, Totals
 from streaming_sbp.telemetry.records import Record
-from streaming_sbp.training.evaluation import HeldoutLoss
+from streaming_sbp.training.evaluation import Evaluation, HeldoutLoss
 from streaming_sbp.training.loop import Step, Trainer
 from streaming_sbp.training.mixer import REAL, SYNTHETIC
 from streaming_sbp.training.model import flops_per_token
@@ -74,8 +74,8 @@ class TrainingReport:
         self._metrics.set("sbp_last_step_timestamp_seconds", time.time())
         return self._note_snapshots(step)
 
-    def evaluated(self, heldout: HeldoutLoss, answers: Answers | None) -> None:
-        self._heldout, self._answers = heldout, answers
+    def evaluated(self, found: Evaluation) -> None:
+        self._heldout, self._answers = heldout, answers = found.heldout, found.answers
         if answers:
             self._metrics.set("sbp_question_accuracy", answers.accuracy)
             self._metrics.set("sbp_question_loss", answers.loss)
@@ -88,7 +88,7 @@ class TrainingReport:
         if earlier:
             last = earlier[-1]
             heldout = HeldoutLoss(last["heldout_loss"], last["heldout_bits_per_byte"])
-            self.evaluated(heldout, Answers.recorded(last))
+            self.evaluated(Evaluation(heldout, Answers.recorded(last)))
 
     def close_window(self, sessions: list[SessionLedger], num_accepted: int) -> dict[str, Any]:
         """The fields of a `train` record: means since the last one. Also brings the metrics up to date.

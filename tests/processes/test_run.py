@@ -234,9 +234,20 @@ def test_a_joint_run_trains_pairs_tunes_nothing_and_can_be_replayed(folder: Path
     judged = [r for r in run.read_records("tuner") if r["event"] == "snapshot"]
     assert {r["tuned_tokens"] for r in judged} == {0}
     assert "published" in {r["verdict"] for r in judged}
-    command = [sys.executable, "-m", "sbp_services", "train", "--replay", str(run.path)]
+    replayed = replay(run)
+    assert replayed["replay_equal"]
+    evaluated = [r["heldout_loss"] for r in run.read_records("trainer") if r["event"] == "eval"]
+    assert (replayed["heldout_loss"], replayed["lowest_heldout_loss"]) == (evaluated[-1], min(evaluated))
+    what_if = replay(run, "training.learning_rate=1e-5", 'mix.confidence="off"')
+    assert what_if["settings"] == ["training.learning_rate=1e-5", 'mix.confidence="off"']
+    assert what_if["steps"] == replayed["steps"]
+    assert what_if["heldout_loss"] > replayed["heldout_loss"] + 0.1  # it has hardly learnt anything
+
+
+def replay(run: RunDir, *overrides: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "sbp_services", "train", "--replay", str(run.path), *overrides]
     replayed = subprocess.run(command, capture_output=True, timeout=150, check=True)
-    assert json.loads(replayed.stdout.splitlines()[-1])["replay_equal"]
+    return json.loads(replayed.stdout.splitlines()[-1])
 
 
 def test_bad_settings_end_with_status_2_and_say_why(folder: Path) -> None:

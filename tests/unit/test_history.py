@@ -8,6 +8,7 @@ import pytest
 from streaming_sbp.config import ConfigError
 from streaming_sbp.training.batches import Decisions
 from streaming_sbp.training.history import PastStep, StepLog, read_steps
+from tests.unit.run_records import make_run
 
 
 def write(log: StepLog, count: int, first: int = 1) -> None:
@@ -141,6 +142,16 @@ def test_a_replay_that_was_cut_short_is_not_equal():
     assert comparison.equal
     comparison.first_other_loss = 2
     assert not comparison.equal
+
+
+@pytest.mark.parametrize("override", ["mix.synthetic_share=0.5", "training.total_tokens=1", "run.seed=1"])
+def test_a_replay_refuses_settings_with_which_other_documents_would_be_trained(tmp_path, override):
+    from sbp_services.replayer import replay
+
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"--replay with {override.partition('=')[0]}: expected settings that leave"):
+        replay(run, None, ["training.dropout=0.1", override])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_documents_of_a_rejected_snapshot_are_passed_over_and_counted_by_their_generator(tmp_path):
