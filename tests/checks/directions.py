@@ -39,7 +39,11 @@ def run_tiny(out: Path, *overrides: str) -> dict[str, Any]:
 
 
 def wrong_directions(results: dict[str, Any]) -> list[str]:
-    """What does not hold of a results.json, with its figures. Losses in nats per token, held-out."""
+    return [what for what, held in directions(results).items() if not held]
+
+
+def directions(results: dict[str, Any]) -> dict[str, bool]:
+    """Whether each holds of a results.json; its key has the figures. Losses in nats per token, held-out."""
     arms = {arm["arm"]: arm for arm in results["arms"]}
     best = {name: arm["best_loss"]["mean"] for name, arm in arms.items()}
     end = {name: arm["end_loss"]["mean"] for name, arm in arms.items()}
@@ -49,7 +53,7 @@ def wrong_directions(results: dict[str, Any]) -> list[str]:
     saved_by_seed = first.get("unrelated_pair_loss", 0.0) - first.get("pair_loss", 0.0)
     about_seed = last.get("about_seed_share", 0.0)
     share = trial["realised_share"] or 0.0
-    holds = {
+    return {
         f"oracle {best['oracle']:.3f}, repetition at its best {best['repetition']:.3f}: expected 0.06 less": (
             best["oracle"] <= best["repetition"] - 0.06
         ),
@@ -65,7 +69,6 @@ def wrong_directions(results: dict[str, Any]) -> list[str]:
         f"{share:.3f} of the tokens synthetic since the first snapshot: expected {SHARE}": abs(share - SHARE) <= 0.01,
         f"ledger imbalance {trial['ledger_imbalance']}: expected 0": trial["ledger_imbalance"] == 0,
     }
-    return [what for what, held in holds.items() if not held]
 
 
 def main() -> int:
@@ -73,8 +76,9 @@ def main() -> int:
     if fault not in FAULTS:
         sys.exit(f"fault {fault!r}: expected one of {', '.join(FAULTS)}")
     with tempfile.TemporaryDirectory() as folder:
-        wrong = wrong_directions(run_tiny(Path(folder, "out"), *FAULTS[fault]))
-    print(json.dumps({"fault": fault, "wrong": wrong}))
+        found = directions(run_tiny(Path(folder, "out"), *FAULTS[fault]))
+    wrong = [what for what, held in found.items() if not held]
+    print(json.dumps({"fault": fault, "wrong": wrong, "right": [what for what in found if what not in wrong]}))
     return int(bool(wrong) != (fault != "sound"))
 
 
