@@ -147,8 +147,10 @@ def experiment(
     from streaming_sbp.experiment import results
 
     if list_arms:
-        for arm, (title, when) in experiments.choice(name, scale).items():
-            typer.echo(f"{arm:16}{when:18}{title}")
+        choice = experiments.choice(name, scale)
+        width = max(map(len, choice))
+        for arm, (title, when) in choice.items():
+            typer.echo(f"{arm:{width}}  {when:16}  {title}")
         return
     chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
     out = out or Path("experiments", f"{Path(name).stem}-{scale}")

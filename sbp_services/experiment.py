@@ -77,7 +77,6 @@ class ExperimentRunner:
         self._failed: dict[Trial, str] = {}  # why
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
-        self._ingested: set[int] = set()  # seeds
         self._stopping = False
 
     def run(self) -> int:
@@ -145,14 +144,11 @@ class ExperimentRunner:
             return None
         return dict(trial.point) == results.best_point([self._found[point] for point in first])
 
-    def _ingest(self, seed: int) -> None:
-        """The real text of all arms, once; the baseline's first, for all others use its tokenizer."""
-        if seed in self._ingested:
-            return
-        self._ingested.add(seed)
-        for arm in sorted(self.experiment.to_run, key=lambda arm: arm != self.experiment.baseline):
-            trial = self.experiment.trials(arm, seed)[0]
-            made = ingest(self.experiment.run_config(trial, self.out, "given").data)
+    def _ingest(self, trial: Trial) -> None:
+        """Its real text, after the baseline's, whose tokenizer all others use; what is there already stays."""
+        for arm in dict.fromkeys((self.experiment.baseline, trial.arm)):
+            first = self.experiment.trials(arm, trial.seed)[0]
+            made = ingest(self.experiment.run_config(first, self.out, "given").data)
             if not made.existed:
                 self._say(f"data set: {made}")
 
@@ -241,7 +237,7 @@ class ExperimentRunner:
         return folder.with_name(folder.name + suffix)
 
     def _start(self, trial: Trial, config: Config) -> None:
-        self._ingest(trial.seed)
+        self._ingest(trial)
         Path(config.run.dir).mkdir(parents=True, exist_ok=True)
         write_atomically(self._file(trial, ".toml"), configuration.to_toml(config))
         with open(self._file(trial, ".log"), "ab") as log:
