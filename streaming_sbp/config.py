@@ -153,6 +153,8 @@ class Mix(Section):
     ramp_tokens: Annotated[int, Field(ge=0)] = 0  # for "ramp", its length from the first snapshot
     ramp_epochs: PositiveFloat = 16.0  # for "epochs": real text read so often has the share at the end
     steps: tuple[ShareStep, ...] = ()  # for schedule = "steps", ascending
+    # the last tokens of the run without synthetic text, with any schedule; at most one or two readings of the real text
+    final_real_tokens: Annotated[int, Field(ge=0)] = 0  # best while the learning rate is low: training.decay_share
     starvation_policy: Literal["real_only", "wait"] = "real_only"  # what to do when synthetic documents are late
     catch_up_share: Share = 0.5  # largest share while paying back what a fallback owes
     forgive_tokens: Annotated[int, Field(ge=0)] = 100_000  # debt above this is written off
@@ -436,6 +438,11 @@ class Config(Section):
             )
         if self.generator.engine == "vllm" and self.generator.temperature > 2.0:
             raise ValueError(f"generator.temperature = {self.generator.temperature}: vLLM takes at most 2")
+        if self.mix.final_real_tokens and self.mix.final_real_tokens >= self.training.total_tokens:
+            raise ValueError(
+                f"mix.final_real_tokens = {self.mix.final_real_tokens:,}: expected less than training.total_tokens = "
+                f"{self.training.total_tokens:,}"
+            )
         starts = [step.tokens for step in self.mix.steps]
         if starts != sorted(set(starts)):
             raise ValueError(f"mix.steps: expected ascending, distinct `tokens`, got {starts}")

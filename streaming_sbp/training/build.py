@@ -36,7 +36,12 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: P
         sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)
     return BatchStream(
         sources,
-        Mixer(mix, {PAIRS: mix.pair_share} if mix.pair_share > 0 else None, _epoch_tokens(dataset)),
+        Mixer(
+            mix,
+            {PAIRS: mix.pair_share} if mix.pair_share > 0 else None,
+            _epoch_tokens(dataset),
+            training.total_tokens,
+        ),
         Packer(settings.packing, training.sequence_tokens),
         training.batch_sequences,
         training.sequence_tokens,

@@ -51,14 +51,19 @@ class Mixer:
     """Call ``choose``, then ``add`` with the length of the document that was taken.
 
     ``extra_shares``: further sources beside real and synthetic text, each with a constant share; real text gets what
-    is left. ``epoch_tokens``: all real text once, for a schedule that follows the real epochs. Only the synthetic
-    source may be late. Raises ValueError when the shares exceed 1.
+    is left. ``epoch_tokens``: all real text once, for a schedule that follows the real epochs. ``total_tokens``: of the
+    run, for `mix.final_real_tokens`. Only the synthetic source may be late. Raises ValueError when the shares exceed 1.
     """
 
     def __init__(
-        self, mix: config.Mix, extra_shares: Mapping[str, float] | None = None, epoch_tokens: float = math.inf
+        self,
+        mix: config.Mix,
+        extra_shares: Mapping[str, float] | None = None,
+        epoch_tokens: float = math.inf,
+        total_tokens: float = math.inf,
     ):
         self._mix = mix
+        self._last_synthetic = total_tokens - mix.final_real_tokens if mix.final_real_tokens else math.inf
         self._extra_shares = dict(extra_shares or {})
         _check_shares(mix, self._extra_shares)
         self._schedule = Schedule(mix, sum(self._extra_shares.values()), epoch_tokens)
@@ -79,7 +84,7 @@ class Mixer:
         """The first snapshot is there: the schedule begins."""
         if self.started_at is None:
             self.started_at = dict(self.mixed_tokens)
-            self._schedule = self._schedule.starting_at(self.started_at[REAL])
+            self._begin_schedule()
 
     @property
     def current_share(self) -> float:
@@ -172,9 +177,13 @@ class Mixer:
         self.debt_tokens = state["debt_tokens"]
         self.starved_documents = state["starved_documents"]
         self.started_at = dict(state["started_at"]) if state["started_at"] is not None else None
-        self._schedule = self._schedule.starting_at(self.started_at[REAL] if self.started_at else 0)
+        self._begin_schedule()
         before = sum(self.mixed_tokens.values()) if self.started_at is None else sum(self.started_at.values())
         self.tokens_since_start = sum(self.mixed_tokens.values()) - before
+
+    def _begin_schedule(self) -> None:
+        before = self.started_at or {REAL: 0}
+        self._schedule = self._schedule.starting_at(before[REAL], self._last_synthetic - sum(before.values()))
 
     def _next_in_turn(self, repaying: bool) -> str:
         """The rule of the module's docstring; ties go to the larger deficit, then to the larger share."""

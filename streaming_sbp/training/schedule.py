@@ -10,6 +10,9 @@ epochs     linear in the real epochs, from `mix.initial_share` at none to `mix.s
 
            which has a closed solution, so this schedule, too, is known beforehand: a mix that keeps to it has read r(t)
            real tokens. Real text that stands in for late synthetic documents is owed, and does not change it.
+
+With any of them the last `mix.final_real_tokens` of the run have no synthetic text: real text puts right what the
+synthesizer gets wrong, while the learning rate is low.
 """
 
 from __future__ import annotations
@@ -23,19 +26,25 @@ from streaming_sbp import config
 
 @dataclass(frozen=True)
 class Schedule:
-    """``extra_share``: of further sources, constant. ``epoch_tokens``: real text once, for schedule "epochs"."""
+    """``extra_share``: of further sources, constant. ``epoch_tokens``: real text once, for schedule "epochs".
+
+    ``end_tokens``: after the start; from there on the share is 0.
+    """
 
     mix: config.Mix
     extra_share: float = 0.0
     epoch_tokens: float = math.inf
     real_tokens: float = 0.0  # mixed before the schedule began
+    end_tokens: float = math.inf
 
-    def starting_at(self, real_tokens: float) -> Schedule:
-        return replace(self, real_tokens=real_tokens)
+    def starting_at(self, real_tokens: float, end_tokens: float = math.inf) -> Schedule:
+        return replace(self, real_tokens=real_tokens, end_tokens=end_tokens)
 
     def share(self, tokens: float) -> float:
         """Asked for ``tokens`` after the start."""
         mix = self.mix
+        if tokens >= self.end_tokens:
+            return 0.0
         if mix.schedule == "ramp" and tokens < mix.ramp_tokens:
             return mix.initial_share + (mix.synthetic_share - mix.initial_share) * tokens / mix.ramp_tokens
         if mix.schedule == "steps":
@@ -47,6 +56,7 @@ class Schedule:
     def tokens(self, begin: float, end: float) -> float:
         """The integral of `share` from ``begin`` to ``end`` tokens after the start."""
         mix = self.mix
+        begin, end = min(begin, self.end_tokens), min(end, self.end_tokens)
         if mix.schedule == "ramp" and begin < mix.ramp_tokens:
             top = min(end, mix.ramp_tokens)
             middle = self.share((begin + top) / 2)
@@ -66,6 +76,8 @@ class Schedule:
     def is_steady(self, tokens: float) -> bool:
         """Whether the share stays as it is from here on."""
         mix = self.mix
+        if not math.isinf(self.end_tokens):
+            return tokens >= self.end_tokens
         if mix.schedule == "epochs":
             return tokens >= self._full_from
         return mix.schedule == "constant" or (mix.schedule == "ramp" and tokens >= mix.ramp_tokens)

@@ -29,7 +29,7 @@ def run(mixer, lengths_by_source, has_document=BOTH):
 
 @st.composite
 def mixes(draw, max_sources=5, **settings):
-    """(configuration, extra shares, tokens of an epoch) of 2, 3 or up to 5 sources and any schedule."""
+    """(configuration, extra shares, tokens of an epoch, and of the run) of 2, 3 or up to 5 sources and any schedule."""
     num_sources = draw(st.sampled_from([n for n in (2, 3, 4, 5) if n <= max_sources]))
     weights = [draw(st.floats(0.01, 1)) for _ in range(num_sources)]
     shares = [weight / sum(weights) for weight in weights]
@@ -42,14 +42,17 @@ def mixes(draw, max_sources=5, **settings):
         ramp_tokens=draw(st.integers(0, 200_000)),
         ramp_epochs=draw(st.floats(0.1, 10)),
         steps=tuple(config.ShareStep(tokens=start, share=draw(st.floats(0, shares[1]))) for start in starts),
+        final_real_tokens=draw(st.sampled_from([0, 2000])),
         **settings,
     )
-    return mix, {f"extra{i}": share for i, share in enumerate(shares[2:])}, draw(st.integers(1000, 200_000))
+    extra_shares = {f"extra{i}": share for i, share in enumerate(shares[2:])}
+    return mix, extra_shares, draw(st.integers(1000, 200_000)), draw(st.integers(2000, 100_000))
 
 
 def schedule_of(mix):
-    settings, extra_shares, epoch_tokens = mix
-    return Schedule(settings, sum(extra_shares.values()), epoch_tokens)
+    settings, extra_shares, epoch_tokens, total_tokens = mix
+    end = total_tokens - settings.final_real_tokens if settings.final_real_tokens else math.inf
+    return Schedule(settings, sum(extra_shares.values()), epoch_tokens, end_tokens=end)
 
 
 def integral(mix, tokens):
@@ -67,7 +70,7 @@ def test_scheduled_tokens_are_the_sum_of_the_shares(mix, begin, size):
 @given(mix=mixes(), documents=st.lists(any_length, min_size=1, max_size=250))
 @settings(max_examples=300, deadline=None)
 def test_every_prefix_is_within_one_document_of_the_schedule_for_any_number_of_sources(mix, documents):
-    _, extra_shares, _ = mix
+    _, extra_shares, *_ = mix
     mixer = Mixer(*mix)
     mixer.start()
     has_document = dict.fromkeys(mixer.mixed_tokens, True)
@@ -128,7 +131,7 @@ def test_catching_up_takes_from_real_text_only():
 )
 @settings(max_examples=300, deadline=None)
 def test_books_balance_whenever_synthetic_documents_come_and_go(mix, documents):
-    settings, _, _ = mix
+    settings, *_ = mix
     mixer = Mixer(*mix)
     mixer.start()
     has_document = dict.fromkeys(mixer.mixed_tokens, True)
@@ -312,6 +315,27 @@ def test_schedules():
     )
     assert [steps.share(tokens) for tokens in (0, 99, 100, 1000)] == [0.1, 0.1, 0.6, 0.6]
     assert math.isclose(steps.tokens(50, 150), 35)
+
+
+def test_the_run_ends_with_real_text():
+    """The last tokens of the run, not of those since the start; a mixer that resumes in between knows them, too."""
+    mix = config.Mix(synthetic_share=0.5, final_real_tokens=2000)
+
+    def mixer():
+        return Mixer(mix, {"pairs": 0.2}, total_tokens=10_000)
+
+    one, everything = mixer(), BOTH | {"pairs": True}
+    shares = []
+    while sum(one.mixed_tokens.values()) < 10_000:
+        if sum(one.mixed_tokens.values()) == 3000:
+            one.start()
+        if sum(one.mixed_tokens.values()) == 5000:
+            one, before = mixer(), json.loads(json.dumps(one.state_dict()))
+            one.load_state_dict(before)
+        one.add(one.choose(everything), 100)
+        shares.append(one.current_share)
+    assert shares == [0.0] * 30 + [0.5] * 49 + [0.0] * 21
+    assert one.mixed_tokens == pytest.approx({REAL: 8000 - 2500, SYNTHETIC: 2500, "pairs": 2000}, abs=100)
 
 
 @pytest.mark.parametrize("extra_shares", [{}, {"pairs": 0.2}])
