@@ -441,7 +441,7 @@ class Config(Section):
         if self.mix.final_real_tokens and self.mix.final_real_tokens >= self.training.total_tokens:
             raise ValueError(
                 f"mix.final_real_tokens = {self.mix.final_real_tokens:,}: expected less than training.total_tokens = "
-                f"{self.training.total_tokens:,}"
+                f"{self.training.total_tokens:,}, or there is no synthetic text at all"
             )
         starts = [step.tokens for step in self.mix.steps]
         if starts != sorted(set(starts)):

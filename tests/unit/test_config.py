@@ -163,6 +163,7 @@ def test_true_is_no_number(override):
     [
         (["generator.min_new_tokens=500"], "min_new_tokens = 500: expected at most generator.max_new_tokens = 192"),
         (["gate.min_length_ratio=1", "gate.max_length_ratio=0.5"], "expected at most gate.max_length_ratio = 0.5"),
+        (["mix.final_real_tokens=10_000_000"], "final_real_tokens = 10,000,000: expected less than training.total_tok"),
         (["stream.max_staleness_tokens=1"], "max_staleness_tokens = 1: expected 0 .* or at least checkpoint.every_tok"),
     ],
 )
