@@ -83,8 +83,7 @@ class Mixer:
     def start(self) -> None:
         """The first snapshot is there: the schedule begins."""
         if self.started_at is None:
-            self.started_at = dict(self.mixed_tokens)
-            self._begin_schedule()
+            self._begin(self.mixed_tokens)
 
     @property
     def current_share(self) -> float:
@@ -176,14 +175,16 @@ class Mixer:
         self.forgiven_tokens = state["forgiven_tokens"]
         self.debt_tokens = state["debt_tokens"]
         self.starved_documents = state["starved_documents"]
-        self.started_at = dict(state["started_at"]) if state["started_at"] is not None else None
-        self._begin_schedule()
-        before = sum(self.mixed_tokens.values()) if self.started_at is None else sum(self.started_at.values())
-        self.tokens_since_start = sum(self.mixed_tokens.values()) - before
+        self.started_at, self.tokens_since_start = None, 0
+        if state["started_at"] is not None:
+            self._begin(state["started_at"])
 
-    def _begin_schedule(self) -> None:
-        before = self.started_at or {REAL: 0}
-        self._schedule = self._schedule.starting_at(before[REAL], self._last_synthetic - sum(before.values()))
+    def _begin(self, started_at: Mapping[str, int]) -> None:
+        """The schedule began when this had been mixed."""
+        self.started_at = dict(started_at)
+        before = sum(started_at.values())
+        self.tokens_since_start = sum(self.mixed_tokens.values()) - before
+        self._schedule = self._schedule.starting_at(started_at[REAL], self._last_synthetic - before)
 
     def _next_in_turn(self, repaying: bool) -> str:
         """The rule of the module's docstring; ties go to the larger deficit, then to the larger share."""

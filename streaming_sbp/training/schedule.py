@@ -11,8 +11,8 @@ epochs     linear in the real epochs, from `mix.initial_share` at none to `mix.s
            which has a closed solution, so this schedule, too, is known beforehand: a mix that keeps to it has read r(t)
            real tokens. Real text that stands in for late synthetic documents is owed, and does not change it.
 
-With any of them the last `mix.final_real_tokens` of the run have no synthetic text: real text puts right what the
-synthesizer gets wrong, while the learning rate is low.
+With any of them the last `mix.final_real_tokens` of the run have no synthetic text: real text puts right a part of
+what the synthesizer gets wrong, while the learning rate is low.
 """
 
 from __future__ import annotations
@@ -26,18 +26,15 @@ from streaming_sbp import config
 
 @dataclass(frozen=True)
 class Schedule:
-    """``extra_share``: of further sources, constant. ``epoch_tokens``: real text once, for schedule "epochs".
-
-    ``end_tokens``: after the start; from there on the share is 0.
-    """
+    """``extra_share``: of further sources, constant. ``epoch_tokens``: real text once, for schedule "epochs"."""
 
     mix: config.Mix
     extra_share: float = 0.0
     epoch_tokens: float = math.inf
     real_tokens: float = 0.0  # mixed before the schedule began
-    end_tokens: float = math.inf
+    end_tokens: float = math.inf  # after the start: from here on the share is 0
 
-    def starting_at(self, real_tokens: float, end_tokens: float = math.inf) -> Schedule:
+    def starting_at(self, real_tokens: float, end_tokens: float) -> Schedule:
         return replace(self, real_tokens=real_tokens, end_tokens=end_tokens)
 
     def share(self, tokens: float) -> float:
