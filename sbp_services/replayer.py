@@ -74,6 +74,10 @@ class Comparison:
             **self._evaluated(),
         }
 
+    def as_what_if(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """For a replay with other settings, of which nobody expects the same losses."""
+        return {"steps": self.steps, "logged_steps": self.logged, **self._evaluated(), "settings": list(overrides)}
+
     def _evaluated(self) -> dict[str, float]:
         """At the end, and the lowest held-out loss on the way; empty where there are no held-out documents."""
         if not self.evaluations:
@@ -87,9 +91,10 @@ class ReplayService(Service):
 
     role = "replayer"
 
-    def __init__(self, run: RunDir, original: RunDir, metrics_port: int = 0):
+    def __init__(self, run: RunDir, original: RunDir, overrides: Sequence[str] = (), metrics_port: int = 0):
         super().__init__(run, metrics_port=metrics_port)
         self._original = original
+        self._overrides = overrides
         self.comparison = Comparison()
 
     def startup(self) -> None:
@@ -122,9 +127,14 @@ class ReplayService(Service):
         if self.trainer.passed(self.config.evaluation.every_tokens, step) or past is self._past[-1]:
             self._evaluate()
         progress = (past.step, len(self._past), "steps")
-        so_far = "different" if self.comparison.different else "equal"
-        self.report("running", f"step {past.step}: {so_far} so far", progress)
+        self.report("running", f"step {past.step}: {self._so_far()}", progress)
         return True
+
+    def _so_far(self) -> str:
+        if not self._overrides:
+            return "different so far" if self.comparison.different else "equal so far"
+        found = self.comparison.evaluations
+        return f"held-out loss {found[-1].heldout.loss:.3f}" if found else "trained with other settings"
 
     def _evaluate(self) -> None:
         found = self._evaluator(self.trainer.model)
@@ -134,7 +144,10 @@ class ReplayService(Service):
             self.record("eval", step=trained.steps, tokens=trained.total_tokens, **found.record())
 
     def shutdown(self) -> None:
-        self.record("finish", **self.comparison.as_json())
+        self.record("finish", **self.outcome())
+
+    def outcome(self) -> dict[str, Any]:
+        return self.comparison.as_what_if(self._overrides) if self._overrides else self.comparison.as_json()
 
 
 def replay(original: RunDir, out: Path | None, overrides: Sequence[str] = (), metrics_port: int = 0) -> int:
@@ -155,11 +168,11 @@ def replay(original: RunDir, out: Path | None, overrides: Sequence[str] = (), me
     where = f"run.dir={json.dumps(str(target))}"
     run = RunDir.open_or_create(configuration.load(original.path / "config.toml", overrides=[*overrides, where]))
     (target / "replay_of.json").write_text(json.dumps({"run": str(original.path), "run_id": original.run_id}))
-    service = ReplayService(run, original, metrics_port)
+    service = ReplayService(run, original, overrides, metrics_port)
     if status := service.main():
         return status
     found = service.comparison
-    print(json.dumps(found.as_json() | ({"settings": list(overrides)} if overrides else {})), flush=True)
+    print(json.dumps(service.outcome()), flush=True)
     return int(found.steps != found.logged if overrides else not found.equal)
 
 

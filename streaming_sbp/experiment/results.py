@@ -40,6 +40,7 @@ class Point:
     bits_per_byte: float
     accuracy: float | None  # of questions on known facts
     question_loss: float | None
+    question_rank: float | None = None  # mean, of the right answer; None also in results recorded without it
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
             record["heldout_bits_per_byte"],
             record.get("question_accuracy"),
             record.get("question_loss"),
+            record.get("question_rank"),
         )
         for record in evaluations
     ]

@@ -38,6 +38,7 @@ _EVAL = {
     "heldout_bits_per_byte": "eval/bits_per_byte",
     "question_accuracy": "eval/question_accuracy",
     "question_loss": "eval/question_loss",
+    "question_rank": "eval/question_rank",
 }
 _TUNING = {"train_loss": "tuner/loss", "pair_loss": "tuner/eval_pair_loss"}
 _SNAPSHOT = {"version": "snapshots/version", "parent_tokens": "snapshots/parent_tokens", "measures": "gate/measure"}

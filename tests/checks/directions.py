@@ -53,6 +53,7 @@ def directions(results: dict[str, Any]) -> dict[str, bool]:
     saved_by_seed = first.get("unrelated_pair_loss", 0.0) - first.get("pair_loss", 0.0)
     about_seed = last.get("about_seed_share", 0.0)
     share = trial["realised_share"] or 0.0
+    ranks = [point["question_rank"] for point in trial["curve"]]
     return {
         f"oracle {best['oracle']:.3f}, repetition at its best {best['repetition']:.3f}: expected 0.06 less": (
             best["oracle"] <= best["repetition"] - 0.06
@@ -67,6 +68,9 @@ def directions(results: dict[str, Any]) -> dict[str, bool]:
         >= 0.25,
         f"{about_seed:.2f} of the documents about their seed's person, last snapshot: expected 0.6": about_seed >= 0.6,
         f"{share:.3f} of the tokens synthetic since the first snapshot: expected {SHARE}": abs(share - SHARE) <= 0.01,
+        f"right answers ranked {ranks[0]:.1f} at first, {ranks[-1]:.1f} at the end: expected 2 better": (
+            ranks[-1] <= ranks[0] - 2
+        ),
         f"ledger imbalance {trial['ledger_imbalance']}: expected 0": trial["ledger_imbalance"] == 0,
     }
 
