@@ -163,9 +163,11 @@ class Mix(Section):
     # checkpoint's; 0, or without a synthesizer: it never waits
     start_by_tokens: Annotated[int, Field(ge=0)] = 0  # a little above the first checkpoint that is tuned
     wait_timeout_s: PositiveFloat = 60.0  # starvation_policy = "wait" gives up after this long, and says so
-    confidence: Literal["off", "mask", "relative", "weights"] = "off"  # synthetic tokens that were only guessed
-    min_confidence: Share = 0.1  # "mask": a less likely token is no target; "weights": it counts p / this; "relative":
-    # it is no target where it is less likely than this share of what the synthesizer usually gives that token (try 0.5)
+    confidence: Literal["off", "mask", "relative", "weights", "grounded"] = "off"  # guessed tokens count less
+    # "mask": a synthetic token that the synthesizer gave less than this is no target; "weights": it counts p / this;
+    # "relative": it is none with less than this share of what the synthesizer usually gives that token (try 0.5);
+    # "grounded": it is none with less than this, if such tokens usually are in the seed document, and it is not there
+    min_confidence: Share = 0.1  # a probability, or for "relative" a share of one; for "grounded" try 0.9
     pair_share: Share = 0.0  # share of trained tokens in related real documents, d1 <sep> d2; see synthesizer.mode
     pair_loss: Literal["target", "both"] = "target"  # of such a pair, the second document is learnt, or both are
 
@@ -295,7 +297,7 @@ class Journal(Section):
     group_latency_s: PositiveFloat = 0.5  # a smaller group is written after this long
     max_bytes: Annotated[int, Field(ge=0)] = 0  # a larger journal takes no more: real text only; 0: no limit
     prune: bool = False  # delete shards that every kept checkpoint has trained; without them, no replay and no trace.
-    # mix.confidence = "relative" keeps the 4,608 documents before them, too: max_bytes must have room for those
+    # mix.confidence = "relative" or "grounded" keeps the 4,608 documents before them, too: max_bytes must have room
 
 
 class Telemetry(Section):

@@ -140,7 +140,7 @@ BOARD = Board(
                 ),
                 graph(
                     "Share of tokens that are targets",
-                    "Targets of the loss over tokens, by source. mix.confidence = mask lowers that of synthetic text.",
+                    "Targets of the loss over tokens, by source. mix.confidence lowers that of synthetic text.",
                     (
                         f"sum by (source) (rate(sbp_trained_targets_total{{R}}{PER_SECOND})) / "
                         f"(sum by (source) (rate(sbp_trained_tokens_total{{R}}{PER_SECOND})) > 0)",

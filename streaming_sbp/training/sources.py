@@ -15,10 +15,9 @@ import numpy as np
 from streaming_sbp import config
 from streaming_sbp.data.dataset import Split
 from streaming_sbp.stream.journal import Journal
-from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import Pairs, PairSequence
+from streaming_sbp.training.guesses import TargetWeights
 from streaming_sbp.training.packing import NO_GROUP
-from streaming_sbp.training.typical import TypicalConfidence
 
 DAMAGED, ROLLED_BACK = "damaged", "rolled_back"  # of telemetry.catalogue.DROP_REASONS
 
@@ -182,8 +181,8 @@ class SyntheticSource:
 
     Attributes: ``dropped``, documents passed over, by reason and generator; ``rejected``, the snapshots whose documents
     `pass_over_rejected` passes over; not in the state, for what was passed over is noted (batches.py).
-    ``mix.confidence`` says how much a token counts that the synthesizer itself found unlikely. ``real_documents``: ids
-    of all training documents, where `seed` is asked for.
+    ``mix.confidence`` says how much a token counts that the synthesizer only guessed (guesses.py). ``real``: the
+    training documents, where seed documents are asked for.
     """
 
     def __init__(
@@ -193,11 +192,11 @@ class SyntheticSource:
         eos_id: int,
         vocab_size: int,
         mix: config.Mix,
-        real_documents: Sequence[str] = (),
+        real: Split | None = None,
     ):
-        self._journal, self._bos_id, self._eos_id, self._mix = journal, bos_id, eos_id, mix
-        self._number_of = {name: i for i, name in enumerate(real_documents)}
-        self._typical = TypicalConfidence(journal, vocab_size)
+        self._journal, self._bos_id, self._eos_id, self._real = journal, bos_id, eos_id, real
+        self._number_of = {name: i for i, name in enumerate(real.ids)} if real else {}
+        self._target_weights = TargetWeights(journal, mix, vocab_size, self._seed_tokens)
         self.cursor = 0
         self.dropped: dict[str, Counter[str]] = {DAMAGED: Counter(), ROLLED_BACK: Counter()}
         self.rejected: frozenset[str] = frozenset()
@@ -251,11 +250,15 @@ class SyntheticSource:
         self.dropped = {reason: Counter(found) for reason, found in state["dropped"].items()}
 
     def seed(self, position: int) -> int:
-        """Index of the real document at the begin of its line, among ``real_documents``; NO_GROUP: not there."""
+        """Index of the real document at the begin of its line, among ``real``; NO_GROUP: not there."""
         return self._number_of.get(self._journal.entry(position).header.seed_id, NO_GROUP)
 
+    def _seed_tokens(self, position: int) -> np.ndarray | None:
+        index = self.seed(position)
+        return None if self._real is None or index == NO_GROUP else self._real.tokens(index)
+
     def first_needed(self, position: int) -> int:
-        return self._typical.first_needed(position) if self._mix.confidence == "relative" else position
+        return self._target_weights.first_needed(position)
 
     def num_tokens(self, position: int) -> int:
         return self._journal.entry(position).header.num_tokens + 2
@@ -264,17 +267,11 @@ class SyntheticSource:
         return framed(self._journal.tokens(position), self._bos_id, self._eos_id)
 
     def target_weights(self, position: int) -> np.ndarray | None:
-        """By the probability p of each token and `mix.min_confidence`, c.
-
-        "mask": 0 where p < c; "relative": 0 where p < c x what is usual for that token; "weights": p / c, at most 1.
-        """
-        if self._mix.confidence == "off" or self._mix.min_confidence == 0.0:
+        counts = self._target_weights(position)
+        if counts is None:
             return None
-        certainty = confidence.probabilities(self._journal.confidence(position)) / self._mix.min_confidence
-        if self._mix.confidence == "relative":
-            certainty *= np.exp(self._typical.usual(position)[self._journal.tokens(position)])
-        weights = np.ones(len(certainty) + 2, dtype=np.float32)
-        weights[1:-1] = np.minimum(certainty, 1.0) if self._mix.confidence == "weights" else certainty >= 1.0
+        weights = np.ones(len(counts) + 2, dtype=np.float32)  # <eos> is always a target
+        weights[1:-1] = counts
         return weights
 
 

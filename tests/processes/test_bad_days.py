@@ -250,7 +250,7 @@ def test_a_journal_with_a_cap_is_pruned_and_the_run_goes_on_after_a_kill(folder:
         "checkpoint.keep_last=2",
         "checkpoint.every_tokens=10000",  # the more often, the sooner there is room again
     ]
-    run = runs.make_run(folder, "run", *small, 'mix.confidence="off"')  # "relative" keeps 4,096 documents
+    run = runs.make_run(folder, "run", *small, 'mix.confidence="off"')  # "grounded" keeps 4,096 documents
     process = runs.spawn(folder / "run.log", "-m", "sbp_services", "run", "--config", str(run.path / "config.toml"))
     runs.wait_for("the trainer runs", lambda: runs.num_steps(run) > 0, process)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from streaming_sbp.stream.journal import Journal
 from streaming_sbp.stream.shards import AcceptedDocument
 from streaming_sbp.synthesizer import confidence
 from streaming_sbp.synthesizer.prompt import PairSequence
-from streaming_sbp.training import typical
+from streaming_sbp.training import guesses
 from streaming_sbp.training.batches import IGNORED, collate
 from streaming_sbp.training.build import build_batches
 from streaming_sbp.training.mixer import PAIRS, REAL, SYNTHETIC
@@ -80,6 +81,9 @@ def test_weights_fall_with_the_probability(tmp_path):
     assert weights == pytest.approx([1.0, 0.5, 1.0, 0.1, 1.0], rel=0.04)
 
 
+RELATIVE = config.Mix(confidence="relative", min_confidence=0.5)
+
+
 def relative_source(folder: Path, num_documents: int) -> SyntheticSource:
     """Documents of two tokens: 5, which is sure (p = 0.9) in 9 of 10, and 6, which never is (p = 0.1)."""
     rng, journal = np.random.default_rng(0), Journal(folder, writable=True)
@@ -89,11 +93,11 @@ def relative_source(folder: Path, num_documents: int) -> SyntheticSource:
         certainty = confidence.quantised(np.log([first, 0.1]))
         tokens = np.array([5, 6], dtype=plain.tokens.dtype)
         journal.append([AcceptedDocument("g", "s", k, plain.header, tokens, certainty)])
-    return SyntheticSource(journal, BOS, EOS, 8, config.Mix(confidence="relative", min_confidence=0.5))
+    return SyntheticSource(journal, BOS, EOS, 8, RELATIVE)
 
 
 def test_relative_confidence_masks_what_is_unusual_for_a_token_and_not_what_is_unlikely(tmp_path, monkeypatch):
-    monkeypatch.setattr(typical, "BLOCK_DOCUMENTS", 32)
+    monkeypatch.setattr(guesses, "BLOCK_DOCUMENTS", 32)
     source = relative_source(tmp_path, 150)
     sure = np.array([source._journal.confidence(k)[0] < 16 for k in range(150)])
     weights = np.array([source.target_weights(k) for k in range(150)])
@@ -101,20 +105,68 @@ def test_relative_confidence_masks_what_is_unusual_for_a_token_and_not_what_is_u
     assert np.array_equal(weights[32:, 1] == 1, sure[32:])
     assert 0.02 < (weights[32:, 1] == 0).mean() < 0.2
     assert weights[:, 2].all()  # p = 0.1, as always
-    again = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, source._mix)  # a resume asks in the middle
+    again = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, RELATIVE)  # a resume asks in the middle
     assert np.array_equal(again.target_weights(140), weights[140])
 
 
 def test_what_relative_confidence_compares_with_is_not_pruned(tmp_path, monkeypatch):
-    monkeypatch.setattr(typical, "BLOCK_DOCUMENTS", 32)
-    monkeypatch.setattr(typical, "NUM_BLOCKS", 2)
+    monkeypatch.setattr(guesses, "BLOCK_DOCUMENTS", 32)
+    monkeypatch.setattr(guesses, "NUM_BLOCKS", 2)
     source = relative_source(tmp_path, 150)
     assert [source.first_needed(p) for p in (0, 31, 70, 128, 140)] == [0, 0, 0, 64, 64]
     expected = source.target_weights(140)
     source._journal.prune(source.first_needed(140))
-    kept = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, source._mix)
+    kept = SyntheticSource(Journal(tmp_path), BOS, EOS, 8, RELATIVE)
     assert np.array_equal(kept.target_weights(140), expected)
     assert synthetic_source(tmp_path / "other", [0.0] * 4, confidence="mask").first_needed(140) == 140
+
+
+COMMON, WORDING, VALUES = 3, 4, range(10, 17)
+
+
+def test_what_usually_is_in_the_seed_document_and_is_not_was_guessed(tmp_path, monkeypatch):
+    """Documents are a common word, which all seed documents have, a value of the seed document's, and free wording."""
+    monkeypatch.setattr(guesses, "BLOCK_DOCUMENTS", 32)
+    rng, journal, plain = np.random.default_rng(0), Journal(tmp_path, writable=True), document(0, 3)
+    values = rng.choice(VALUES, 150)
+    seeds = [np.array([COMMON, value]) for value in values]
+    another, sure = rng.random(150) < 0.2, rng.random(150) < 0.5
+    for k in range(150):
+        value = VALUES[(values[k] - 10 + 3) % 7] if another[k] else values[k]
+        certainty = confidence.quantised(np.log([0.05, 0.95 if sure[k] else 0.6, 0.05]))
+        tokens = np.array([COMMON, value, WORDING], dtype=plain.tokens.dtype)
+        journal.append([AcceptedDocument("g", "s", k, plain.header, tokens, certainty)])
+
+    grounded = config.Mix(confidence="grounded", min_confidence=0.9)
+    weights = np.array([guesses.TargetWeights(journal, grounded, 20, seeds.__getitem__)(k) for k in range(150)])
+    assert weights[:32].all()  # nothing is known yet
+    assert weights[:, [0, 2]].all()  # as unlikely as they are: no seed document decides them
+    assert np.array_equal(weights[64:, 1] == 0, (another & ~sure)[64:])
+    assert 5 < (weights[64:, 1] == 0).sum() < 25
+
+    unknown = guesses.TargetWeights(journal, grounded, 20, lambda position: None)
+    assert unknown(140).all()
+    assert unknown.first_needed(140) == 0
+    monkeypatch.setattr(guesses, "NUM_BLOCKS", 2)
+    assert unknown.first_needed(140) == 64  # what the weights are made of is not pruned
+
+
+def test_a_document_is_compared_with_the_real_one_that_its_header_names(tiny_config, tmp_path, monkeypatch):
+    """Every document is a copy of its seed document, but for two that name another, and one that names none we have."""
+    monkeypatch.setattr(guesses, "BLOCK_DOCUMENTS", 32)
+    settings = with_mix(tiny_config, synthetic_share=0.5, confidence="grounded", min_confidence=1.0)
+    dataset, journal = Dataset.open(settings.data.dataset), Journal(tmp_path / "journal", writable=True)
+    real = dataset.split("train")
+    named = [*real.ids[:98], real.ids[0], "of another corpus"]
+    named[70] = real.ids[0]
+    for k, seed_id in enumerate(named):
+        tokens = real.tokens(k)
+        header = msgspec.structs.replace(document(k, 1).header, seed_id=seed_id, num_tokens=len(tokens))
+        certainty = np.full(len(tokens), 16, dtype=np.uint8)  # p = 0.37
+        journal.append([AcceptedDocument("g", "s", k, header, tokens, certainty)])
+    source = build_batches(settings, dataset, journal, tmp_path).sources[SYNTHETIC]
+    masked = [k for k in range(100) if not source.target_weights(k).all()]
+    assert masked == [70, 98]
 
 
 def test_without_confidence_every_token_counts(tmp_path):
