@@ -36,7 +36,7 @@ def test_arms_differ_only_where_they_say():
         (section, key) for section in online for key in online[section] if online[section][key] != random[section][key]
     }
     assert differing == {("run", "dir"), ("pairing", "relation"), ("gate", "min_relatedness_ratio")}
-    tuned = {"weight_decay": 0, "dropout": 0}
+    tuned = {"learning_rate": 0, "weight_decay": 0, "dropout": 0}
     assert trees["repetition"]["training"] | tuned == online["training"] | tuned
 
 
@@ -58,7 +58,7 @@ def test_grid_and_folders():
     trials = found.trials("repetition", 2)
     training = [found.run_config(trial, OUT).training for trial in trials]
     assert [(t.learning_rate, t.dropout) for t in training] == [
-        (r, d) for r in (1e-3, 2e-3, 4e-3) for d in (0.1, 0.2, 0.3)
+        (r, d) for r in (1e-3, 2e-3, 3e-3, 4e-3) for d in (0.1, 0.15, 0.2, 0.3)
     ]
     assert {t.weight_decay for t in training} == {1.0}
     assert len({trial.folder for trial in trials}) == len(trials)
@@ -84,10 +84,10 @@ def test_a_scale_has_a_grid_of_its_own(tmp_path):
 
 
 def test_seeds_arms_and_overrides_take_the_place_of_the_scale():
-    found = arms.load("concepts", "small", 5, ("stale",), ("training.total_tokens=123456",))
+    found = arms.load("concepts", "small", 5, ("stale",), ("training.total_tokens=234567",))
     assert found.num_seeds == 5
     assert set(found.arms) == {"repetition", "oracle", "stale"}
-    assert found.run_config(found.trials("stale", 0)[0], OUT).training.total_tokens == 123456
+    assert found.run_config(found.trials("stale", 0)[0], OUT).training.total_tokens == 234567
 
 
 def write(tmp_path, text):
@@ -219,6 +219,6 @@ def test_settings_are_compared_wherever_things_lie():
     here, there = (arms.settings(found.run_config(trial, Path(out))) for out in ("here", "there"))
     assert configuration.tree_differences(here, there) == []
     changed = {**there, "mix": {**there["mix"], "synthetic_share": 0.5}}
-    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.75 -> 0.5"]
+    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.85 -> 0.5"]
     del changed["mix"]["synthetic_share"]
-    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.75 -> 'default'"]
+    assert configuration.tree_differences(here, changed) == ["mix.synthetic_share: 0.85 -> 'default'"]

@@ -46,7 +46,11 @@ class Started(ExperimentRunner):
         )
 
 
-GRID = [f"repetition (training.weight_decay = 1.0, training.dropout = {d})" for d in (0.1, 0.2)]
+GRID = [
+    f"repetition (training.learning_rate = {rate}, training.weight_decay = 1.0, training.dropout = {dropout})"
+    for rate in (0.002, 0.003)
+    for dropout in (0.15, 0.2)
+]
 
 
 def test_cores_that_one_seed_leaves_free_are_for_the_next(tmp_path: Path) -> None:
@@ -55,17 +59,19 @@ def test_cores_that_one_seed_leaves_free_are_for_the_next(tmp_path: Path) -> Non
     later = [f"{arm}, seed {seed}" for seed in (1, 2) for arm in ("oracle", "online", "pretrained")]
     assert runner.start() == [*(f"{point}, seed 0" for point in GRID), *first, *later]
     assert runner.start() == []
-    runner.end(f"{GRID[0]}, seed 0", loss=1.0)
-    assert runner.start() == []
-    runner.end(f"{GRID[1]}, seed 0", loss=2.0)
-    assert runner.start() == [f"{GRID[0]}, seed 1", f"{GRID[0]}, seed 2"]
+    for point, loss in zip(GRID[1:], (1.0, 2.0, 3.0), strict=True):
+        runner.end(f"{point}, seed 0", loss)
+        assert runner.start() == []
+    runner.end(f"{GRID[0]}, seed 0", loss=4.0)
+    assert runner.start() == [f"{GRID[1]}, seed 1", f"{GRID[1]}, seed 2"]
 
 
 def test_a_trial_that_needs_more_cores_than_are_free_is_not_overtaken_by_later_seeds(tmp_path: Path) -> None:
     runner = Started(tmp_path, num_cores=2, only=("online",))
-    assert runner.start() == [f"{point}, seed 0" for point in GRID]
-    for point, loss in zip(GRID, (2.0, 1.0), strict=True):
-        runner.end(f"{point}, seed 0", loss)
+    for two, losses in ((GRID[:2], (2.0, 1.0)), (GRID[2:], (3.0, 4.0))):
+        assert runner.start() == [f"{point}, seed 0" for point in two]
+        for point, loss in zip(two, losses, strict=True):
+            runner.end(f"{point}, seed 0", loss)
     assert runner.start() == ["oracle, seed 0"]  # the online run waits for its second core
     runner.end("oracle, seed 0")
     assert runner.start() == ["online, seed 0"]
@@ -77,7 +83,8 @@ def test_a_grid_with_a_point_that_failed_is_left_out_of_later_seeds(tmp_path: Pa
     runner = Started(tmp_path, num_cores=64, num_seeds=2, only=("online",))
     runner.start()
     runner.end(f"{GRID[0]}, seed 0", loss=None)
-    runner.end(f"{GRID[1]}, seed 0")
+    for point in GRID[1:]:
+        runner.end(f"{point}, seed 0")
     assert runner.start() == []
     assert runner.waiting == []
     assert capsys.readouterr().out.count("repetition: left out of seed 1") == 1
