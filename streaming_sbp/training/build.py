@@ -27,11 +27,9 @@ def build_batches(settings: Config, dataset: Dataset, journal: Journal, pairs: P
     """``pairs``: the folder of the pair table. Raises ConfigError when pairs are to be trained, and there are none."""
     tokenizer, training, mix = dataset.tokenizer(), settings.training, settings.mix
     train, bos_id, eos_id = dataset.split("train"), tokenizer.bos_id, tokenizer.eos_id
-    asks_for_seeds = settings.packing.group_by_seed or mix.confidence == "grounded"
-    seeds = train if asks_for_seeds else None
     sources: dict[str, Source] = {
         REAL: RealSource(train, bos_id, eos_id, settings.run.seed),
-        SYNTHETIC: SyntheticSource(journal, bos_id, eos_id, tokenizer.vocab_size, mix, seeds),
+        SYNTHETIC: SyntheticSource(journal, bos_id, eos_id, tokenizer.vocab_size, mix, train),
     }
     if mix.pair_share > 0:
         sources[PAIRS] = _pair_source(pairs, settings, dataset, tokenizer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -182,7 +182,7 @@ class SyntheticSource:
     Attributes: ``dropped``, documents passed over, by reason and generator; ``rejected``, the snapshots whose documents
     `pass_over_rejected` passes over; not in the state, for what was passed over is noted (batches.py).
     ``mix.confidence`` says how much a token counts that the synthesizer only guessed (guesses.py). ``real``: the
-    training documents, where seed documents are asked for.
+    training documents, among which seed documents are looked for.
     """
 
     def __init__(
@@ -195,7 +195,6 @@ class SyntheticSource:
         real: Split | None = None,
     ):
         self._journal, self._bos_id, self._eos_id, self._real = journal, bos_id, eos_id, real
-        self._number_of = {name: i for i, name in enumerate(real.ids)} if real else {}
         self._target_weights = TargetWeights(journal, mix, vocab_size, self._seed_tokens)
         self.cursor = 0
         self.dropped: dict[str, Counter[str]] = {DAMAGED: Counter(), ROLLED_BACK: Counter()}
@@ -252,6 +251,11 @@ class SyntheticSource:
     def seed(self, position: int) -> int:
         """Index of the real document at the begin of its line, among ``real``; NO_GROUP: not there."""
         return self._number_of.get(self._journal.entry(position).header.seed_id, NO_GROUP)
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        """Of each training document, by its id; made when a seed document is first asked for."""
+        return {name: i for i, name in enumerate(self._real.ids)} if self._real else {}
 
     def _seed_tokens(self, position: int) -> np.ndarray | None:
         index = self.seed(position)
