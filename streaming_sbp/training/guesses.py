@@ -10,7 +10,7 @@ fewer tokens, by what the synthetic documents before show of each token id:
             document, so that words which all documents have are left alone. What the synthesizer knows all the same,
             with p of `mix.min_confidence` or more, is a target.
 
-What each leaves of true and false statements is in docs/experiments.md ("Grounded in the seed document").
+What each leaves of true and false statements is in docs/experiments-history.md ("Grounded in the seed document").
 """
 
 from __future__ import annotations
