@@ -88,7 +88,7 @@ def _gain_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
             continue
         tokens = np.linspace(0, min(trial.end.tokens for trial, _ in pairs), GRID_POINTS)
         gains = [_best_so_far(base, tokens) - _best_so_far(trial, tokens) for trial, base in pairs]
-        axes.plot(tokens, np.mean(gains, axis=0), label=experiment.arms[arm].title, **colours[arm])
+        axes.plot(tokens, np.mean(gains, axis=0), label=_title(experiment, curves, arm), **colours[arm])
     axes.axhline(0, color=GREY, lw=1)
     served = [s.at_tokens for t in curves.get(experiment.main, ()) for s in t.snapshots if s.verdict == "published"]
     if served:
@@ -116,9 +116,8 @@ def _quality(experiment: Experiment, curves: Curves) -> Plot | None:
             drawn = True
             parents = [s.parent_tokens for s in known]
             look = colours[arm] | {"marker": _marker(colours[arm]), "clip_on": False}
-            axes.plot(
-                parents, [100 * s.measures["true_fact_share"] for s in known], label=experiment.arms[arm].title, **look
-            )
+            title = experiment.arms[arm].title
+            axes.plot(parents, [100 * s.measures["true_fact_share"] for s in known], label=title, **look)
             axes.plot(parents, [100 * s.measures["true_new_fact_share"] for s in known], alpha=0.5, **look)
     if not drawn:
         return None
@@ -143,7 +142,7 @@ def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
         drawn = True
         look = looks[arm] | {"ls": looks[arm]["ls"] if len(trials) == 1 else "", "lw": 1.0}
         facts, leads = [100 * p.facts for p in found], [p.lead for p in found]
-        axes.plot(facts, leads, marker=_marker(look), clip_on=False, label=experiment.arms[arm].title, **look)
+        axes.plot(facts, leads, marker=_marker(look), clip_on=False, label=_title(experiment, curves, arm), **look)
     if not drawn:
         return None
     axes.axhline(0, color=GREY, lw=1)
@@ -192,7 +191,7 @@ def _lines(
     looks = _looks(experiment)
     step = "steps-post" if held else "default"
     for arm, trials in curves.items():
-        title, look = experiment.arms[arm].title, looks[arm]
+        title, look = _title(experiment, curves, arm), looks[arm]
         if len(trials) == 1:
             (only,) = trials
             axes.plot([x(p) for p in only.curve], [y(p) for p in only.curve], label=title, drawstyle=step, **look)
@@ -230,6 +229,12 @@ def _looks(experiment: Experiment) -> dict[str, dict[str, Any]]:
         arm: {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)], "lw": 1.8}
         for i, arm in enumerate(dict.fromkeys((*roles, *experiment.arms)))
     }
+
+
+def _title(experiment: Experiment, curves: Curves, arm: str) -> str:
+    """With its seeds where it has fewer than others: means over other seeds are not to be compared with its."""
+    num, most = len(curves[arm]), max(map(len, curves.values()))
+    return experiment.arms[arm].title + (f" ({num} of {most} seeds)" if num < most else "")
 
 
 def _marker(look: dict[str, Any]) -> str:

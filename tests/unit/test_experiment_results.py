@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from streaming_sbp.experiment import arms, comparison, comparison_plots, results
+from streaming_sbp.experiment import arms, comparison, comparison_plots, plots, results
 from streaming_sbp.experiment.arms import Arm, Experiment, Trial
 from streaming_sbp.experiment.compute import Compute, cost_of_newest_snapshot
 from streaming_sbp.experiment.results import Point, SnapshotResult, TrialResult
@@ -147,6 +147,21 @@ def test_what_a_snapshot_recovers_stands_beside_the_lead_at_the_end_of_its_servi
     figures = {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base], "sbp": [sbp]})}
     assert figures >= {"recovery", "quality"}
     assert "recovery" not in {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base]})}
+
+
+@pytest.mark.skipif(not plots.AVAILABLE, reason="needs the extra `plots`")
+def test_a_figure_says_which_arms_have_fewer_seeds(monkeypatch):
+    drawn = {}
+
+    def keep(name, title, text, figure):
+        drawn[name] = [entry.get_text().replace("\n", " ") for entry in figure.axes[0].get_legend().get_texts()]
+        return plots.to_plot(name, title, text, figure)
+
+    monkeypatch.setattr(comparison_plots, "to_plot", keep)
+    two = {arm: [trial(arm, seed, [3.0, 2.0]) for seed in (0, 1)] for arm in ("base", "oracle")}
+    comparison_plots.draw_all(EXPERIMENT, two | {"sbp": [trial("sbp", 0, [3.0, 1.5])]})
+    assert drawn["loss-tokens"] == ["Base", "Oracle", "Sbp (1 of 2 seeds)"]
+    assert drawn["gain-tokens"] == ["Oracle", "Sbp (1 of 2 seeds)"]
 
 
 def test_one_line_and_page(tmp_path):
