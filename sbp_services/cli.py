@@ -130,9 +130,14 @@ def experiment(
         str,
         typer.Option("--scale", help="The experiment's, as tiny, small, full, large: arms, seeds, tokens."),
     ] = "small",
-    seeds: Annotated[int, typer.Option("--seeds", min=0, help="0: as many as the scale says.")] = 0,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="As many as the scale says by default.", show_default=False)
+    ] = None,
     arms: Annotated[
-        str, typer.Option("--arms", help="Some arms, as in online,random; all of the scale's if empty.")
+        str,
+        typer.Option(
+            "--arms", help="Beside the baseline and the oracle, as in online,random; all of the scale's if empty."
+        ),
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; experiments/NAME-SCALE by default.")] = None,
     cores: Annotated[int, typer.Option("--cores", min=0, help="To be used at once; 0: all.")] = 0,
@@ -154,8 +159,10 @@ def experiment(
         return
     chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
     out = out or Path("experiments", f"{Path(name).stem}-{scale}")
-    beside = {trial.arm for trial in results.load_trials(out / "results.json")}
-    found = experiments.load(name, scale, seeds, chosen, tuple(overrides or ()), beside)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file, expected a folder; choose another")
+    beside = {trial.arm for trial in results.load(out / "results.json")[0]}
+    found = experiments.load(name, scale, seeds or 0, chosen, tuple(overrides or ()), beside)
     sys.exit(service.main(found, out, cores))
 
 

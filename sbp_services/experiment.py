@@ -74,6 +74,7 @@ class ExperimentRunner:
         self._console = Console(soft_wrap=True, highlight=False)
         self._found: dict[Trial, TrialResult] = {}
         self._recorded: dict[Trial, TrialResult] = {}  # by an earlier call
+        self._commands: list[str] = []  # of earlier calls, and this one
         self._failed: dict[Trial, str] = {}  # why
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
@@ -93,7 +94,8 @@ class ExperimentRunner:
             os.close(held)
 
     def _run(self) -> int:
-        self._recorded = results.load_trials(self.out / "results.json")
+        self._recorded, earlier = results.load(self.out / "results.json")
+        self._commands = [*(command for command in earlier if command != COMMAND), COMMAND]
         self._say(f"{self.experiment.title}: {len(self.experiment.to_run)} arms, seeds {self.experiment.num_seeds}")
         self._take_over()
         for key, names in self.experiment.own_settings.items():
@@ -281,7 +283,7 @@ class ExperimentRunner:
         """results.json and the page, with what is there so far."""
         trials = list(self._found.values())
         compared = results.compare(self.experiment, trials)
-        everything = results.as_json(self.experiment, trials, compared, COMMAND)
+        everything = results.as_json(self.experiment, trials, compared, self._commands)
         everything["trials"] += [asdict(found) for trial, found in self._recorded.items() if trial not in self._found]
         write_atomically(self.out / "results.json", json.dumps(everything, indent=1))
         return compared

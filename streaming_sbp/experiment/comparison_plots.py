@@ -75,26 +75,32 @@ def _accuracy_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None
 
 
 def _gain_over_tokens(experiment: Experiment, curves: Curves) -> Plot | None:
-    """What an arm is better by than the baseline's best loss so far: it starts below 0, and overtakes."""
+    """What an arm is better by than the baseline's best loss so far: it starts below 0, and overtakes.
+
+    With the seeds that all arms have: seeds differ by as much as arms do.
+    """
     baseline = curves.get(experiment.baseline)
     if not baseline or len(curves) < 2:
         return None
     figure, axes = figure_and_axes()
     by_seed = {trial.seed: trial for trial in baseline}
+    common = set(by_seed).intersection(*({trial.seed for trial in trials} for trials in curves.values()))
     colours = _looks(experiment)
     for arm, trials in curves.items():
-        pairs = [(trial, by_seed[trial.seed]) for trial in trials if trial.seed in by_seed]
+        pairs = [(trial, by_seed[trial.seed]) for trial in trials if trial.seed in common]
         if arm == experiment.baseline or not pairs:
             continue
         tokens = np.linspace(0, min(trial.end.tokens for trial, _ in pairs), GRID_POINTS)
         gains = [_best_so_far(base, tokens) - _best_so_far(trial, tokens) for trial, base in pairs]
-        axes.plot(tokens, np.mean(gains, axis=0), label=_title(experiment, curves, arm), **colours[arm])
+        axes.plot(tokens, np.mean(gains, axis=0), label=experiment.arms[arm].title, **colours[arm])
     axes.axhline(0, color=GREY, lw=1)
     served = [s.at_tokens for t in curves.get(experiment.main, ()) for s in t.snapshots if s.verdict == "published"]
     if served:
         axes.axvline(min(served), color=GREY, lw=1, ls=":")
     _finish(axes, "trained tokens", "gain over repetition (nats)")
     text = "Best held-out loss so far of tuned repetition, minus that of the arm: above 0 the arm is ahead."
+    if len(common) < len(by_seed):
+        text += f" Of the seeds that all arms have: {', '.join(map(str, sorted(common))) or 'none'}."
     if served:
         main = experiment.arms[experiment.main].title
         text += (
@@ -196,7 +202,9 @@ def _lines(
             (only,) = trials
             axes.plot([x(p) for p in only.curve], [y(p) for p in only.curve], label=title, drawstyle=step, **look)
             continue
-        first, last = max(x(t.curve[0]) for t in trials), min(x(t.end) for t in trials)
+        # Their compute differs a little: where one has ended it holds its last value, so that the mean ends as they do.
+        first, ends = max(x(t.curve[0]) for t in trials), [x(t.end) for t in trials]
+        last = max(ends) if held else min(ends)
         grid = np.linspace(first, last, GRID_POINTS * (4 if held else 1))
         values = np.array([_at(grid, [x(p) for p in t.curve], [y(p) for p in t.curve], held) for t in trials])
         axes.plot(grid, values.mean(axis=0), label=title, drawstyle=step, **look)

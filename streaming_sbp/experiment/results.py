@@ -135,6 +135,8 @@ class ArmResult:
 
 class _Recorded(msgspec.Struct):
     trials: list[TrialResult]
+    commands: list[str] = []
+    command: str = ""  # in its place in files of earlier versions
 
 
 # --- trials ---
@@ -181,19 +183,23 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
     )
 
 
-def load_trials(file: Path) -> dict[Trial, TrialResult]:
-    """Those that a results.json holds as done; none without the file. Raises ConfigError when it is not one of ours."""
+def load(file: Path) -> tuple[dict[Trial, TrialResult], list[str]]:
+    """The trials that a results.json holds as done, and the commands that made it; none without the file.
+
+    Raises ConfigError when it is not one of ours.
+    """
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=_Recorded).trials
-        return {t.trial: replace(t, settings=effective(t.settings)) for t in found if t.state == "done"}
+        found = msgspec.json.decode(file.read_bytes(), type=_Recorded)
+        trials = {t.trial: replace(t, settings=effective(t.settings)) for t in found.trials if t.state == "done"}
     except FileNotFoundError:
-        return {}
+        return {}, []
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error}; move it away, or choose another --out") from None
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: a point that is no key
         raise ConfigError(
             f"{file}: not a results.json of this version: {error}; move it away, or choose another --out"
         ) from None
+    return trials, found.commands or [found.command] * bool(found.command)
 
 
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:
@@ -346,15 +352,15 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def as_json(
-    experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult], command: str
+    experiment: Experiment, trials: Sequence[TrialResult], arms: Sequence[ArmResult], commands: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything, for results.json. ``command``: the last one that worked on it."""
+    """Everything, for results.json. ``commands``: all that worked on it, the last one last."""
     return {
-        "command": command,
+        "commands": list(commands),
         "experiment": experiment.name,
         "title": experiment.title,
         "scale": experiment.scale,
-        "seeds": experiment.num_seeds,
+        "seeds": len({trial.seed for trial in trials}),
         "baseline": experiment.baseline,
         "oracle": experiment.oracle,
         "main": experiment.main,

@@ -156,6 +156,8 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     recorded = json.loads((out / "results.json").read_text())
     assert [arm["seeds"] for arm in recorded["arms"]] == [[0, 1], [0, 1]]
     assert len(recorded["trials"]) == 5
+    assert recorded["seeds"] == 2
+    assert [command[command.index("--seeds") :] for command in recorded["commands"]] == ["--seeds 1", "--seeds 2"]
 
     assert here(tmp_path, out) == 0
     third = capsys.readouterr().out
@@ -167,6 +169,10 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
         refused = experiment(tmp_path, *changed)
         assert refused.returncode == 2
         assert "other settings" in refused.stderr or "another configuration" in refused.stderr
+
+    refused = experiment(tmp_path, "--out", str(tmp_path / "own.toml"))
+    assert refused.returncode == 2
+    assert "own.toml: is a file, expected a folder" in refused.stderr
 
     (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
     refused = experiment(tmp_path)

@@ -151,17 +151,38 @@ def test_what_a_snapshot_recovers_stands_beside_the_lead_at_the_end_of_its_servi
 
 @pytest.mark.skipif(not plots.AVAILABLE, reason="needs the extra `plots`")
 def test_a_figure_says_which_arms_have_fewer_seeds(monkeypatch):
-    drawn = {}
+    drawn, gains = {}, {}
 
     def keep(name, title, text, figure):
         drawn[name] = [entry.get_text().replace("\n", " ") for entry in figure.axes[0].get_legend().get_texts()]
+        if name == "gain-tokens":
+            gains.update({line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].get_lines()})
+            assert "Of the seeds that all arms have: 0." in text
         return plots.to_plot(name, title, text, figure)
 
     monkeypatch.setattr(comparison_plots, "to_plot", keep)
-    two = {arm: [trial(arm, seed, [3.0, 2.0]) for seed in (0, 1)] for arm in ("base", "oracle")}
+    two = {
+        "base": [trial("base", seed, [3.0, 2.0]) for seed in (0, 1)],
+        "oracle": [trial("oracle", seed, [3.0, 1.0 - seed]) for seed in (0, 1)],
+    }
     comparison_plots.draw_all(EXPERIMENT, two | {"sbp": [trial("sbp", 0, [3.0, 1.5])]})
     assert drawn["loss-tokens"] == ["Base", "Oracle", "Sbp (1 of 2 seeds)"]
-    assert drawn["gain-tokens"] == ["Oracle", "Sbp (1 of 2 seeds)"]
+    assert drawn["gain-tokens"] == ["Oracle", "Sbp"]
+    assert (gains["Oracle"], gains["Sbp"]) == pytest.approx((1.0, 0.5))  # of the seed that both have
+
+
+@pytest.mark.skipif(not plots.AVAILABLE, reason="needs the extra `plots`")
+def test_over_compute_the_mean_ends_where_the_seeds_have_ended(monkeypatch):
+    drawn = {}
+
+    def keep(name, title, text, figure):
+        drawn[name] = {line.get_label(): line.get_xydata()[-1] for line in figure.axes[0].get_lines()}
+        return plots.to_plot(name, title, text, figure)
+
+    monkeypatch.setattr(comparison_plots, "to_plot", keep)
+    seeds = [trial("sbp", seed, [3.0, 2.0, 1.0 + seed], compute_per_token=3 + seed / 10) for seed in (0, 1)]
+    comparison_plots.draw_all(EXPERIMENT, {"base": [trial("base", 0, [3.0, 2.0])], "sbp": seeds})
+    assert drawn["loss-compute"]["Sbp"].tolist() == [pytest.approx(6200), 1.5]
 
 
 def test_one_line_and_page(tmp_path):
@@ -179,7 +200,7 @@ def test_one_line_and_page(tmp_path):
     assert line["seeds"] == 1
     two = results.compare(EXPERIMENT, [*trials, trial("sbp", 1, [3.0, 1.1]), trial("random", 1, [3.0, 1.9])])
     assert results.headline(EXPERIMENT, two)["seeds"] == 1  # the second has no baseline
-    json.dumps(results.as_json(EXPERIMENT, trials, found, "sbp experiment own"))
+    json.dumps(results.as_json(EXPERIMENT, trials, found, ["sbp experiment own"]))
     html = comparison.build(EXPERIMENT, trials, found, tmp_path).read_text()
     assert "80 % of what oracle gains over base in held-out loss" in html
     assert "The control, random: 10 %" in html
