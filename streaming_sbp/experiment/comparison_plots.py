@@ -154,9 +154,10 @@ def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
     axes.axhline(0, color=GREY, lw=1)
     _finish(axes, "facts of the seed's concept that a document states truly (%)", "lead when its service ends (nats)")
     text = (
-        "One point for each published snapshot, in their order. Across: how much of the concept behind the seed "
-        "document its documents recover. Up: best held-out loss so far of tuned repetition, minus the arm's, when the "
-        "next snapshot took over: what all snapshots until then have brought, and the arm's other settings."
+        "One point for each snapshot that was published while synthetic text was still trained on, in their order. "
+        "Across: how much of the concept behind the seed document its documents recover. Up: best held-out loss so far "
+        "of tuned repetition, minus the arm's, when the next snapshot took over: what all snapshots until then have "
+        "brought, and the arm's other settings."
     )
     return to_plot("recovery", "What the synthesizer recovers, and what its documents bring", text, figure)
 
@@ -169,11 +170,16 @@ class Recovered(NamedTuple):
 
 
 def recovered(trial: TrialResult, baseline: TrialResult) -> list[Recovered]:
-    """Of each published snapshot whose truth is known, and whose service has an end within both curves."""
-    served = [s for s in trial.snapshots if s.verdict == "published" and "expressed_fact_share" in s.measures]
+    """Of each snapshot whose truth is known, and which was published while synthetic text was still trained on.
+
+    The last one serves until the shorter curve ends.
+    """
+    last = min(trial.end.tokens, baseline.end.tokens)
+    synthetic_until = min(last, trial.end.tokens - trial.settings.get("mix", {}).get("final_real_tokens", 0))
+    known = [s for s in trial.snapshots if s.verdict == "published" and "expressed_fact_share" in s.measures]
+    served = [s for s in known if s.at_tokens < synthetic_until]
     if not served:
         return []
-    last = min(trial.end.tokens, baseline.end.tokens)
     ends = np.minimum([*(s.at_tokens for s in served[1:]), last], last)
     leads = _best_so_far(baseline, ends) - _best_so_far(trial, ends)
     return [

@@ -144,6 +144,10 @@ def test_what_a_snapshot_recovers_stands_beside_the_lead_at_the_end_of_its_servi
     assert [p.facts for p in found] == [0.5, 0.7]
     assert [p.lead for p in found] == pytest.approx([0.2, 0.8])
     assert comparison_plots.recovered(base, base) == []
+    late = replace(sbp, snapshots=[*sbp.snapshots, snapshot(3, 3000, 0.9)])
+    assert comparison_plots.recovered(late, base) == found  # the run had ended
+    ends_real = replace(sbp, settings={"mix": {"final_real_tokens": 1000}})
+    assert [p.facts for p in comparison_plots.recovered(ends_real, base)] == [0.5]
     figures = {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base], "sbp": [sbp]})}
     assert figures >= {"recovery", "quality"}
     assert "recovery" not in {plot.name for plot in comparison_plots.draw_all(EXPERIMENT, {"base": [base]})}
