@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +15,7 @@ from sbp_services.service import set_up_process
 from sbp_services.supervisor import Supervisor
 from streaming_sbp.config import Config
 from streaming_sbp.data.dataset import Dataset
-from streaming_sbp.data.ingest import IngestProgress, IngestSummary
-from streaming_sbp.data.ingest import ingest as ingest_data
 from streaming_sbp.experiment import advice
-from streaming_sbp.experiment.report import build as build_report
 from streaming_sbp.pairing.embedders import require_embedder
 from streaming_sbp.rundir import RunDir, set_aside
 from streaming_sbp.stream.keys import generator_names, require_keys_off_loopback
@@ -28,6 +26,9 @@ from streaming_sbp.telemetry import sinks
 from streaming_sbp.telemetry.status import collect
 from streaming_sbp.telemetry.view import LastingConsole, LiveView
 
+if TYPE_CHECKING:
+    from streaming_sbp.data.ingest import IngestProgress, IngestSummary
+
 NOTHING_LEFT = (
     "this run has trained all its tokens; start over with --fresh (make demo FRESH=1), or raise training.total_tokens"
 )
@@ -35,6 +36,8 @@ NOTHING_LEFT = (
 
 def ingest_with_progress(config: Config) -> IngestSummary:
     """Ingest as section `data` of the configuration says, with a progress bar."""
+    from streaming_sbp.data.ingest import ingest  # see `_conclude`
+
     console = Console()
     columns = (
         TextColumn("{task.description:<24}"),
@@ -50,7 +53,7 @@ def ingest_with_progress(config: Config) -> IngestSummary:
                 tasks[progress.phase] = bar.add_task(progress.phase, unit=progress.unit)
             bar.update(tasks[progress.phase], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
 
-        summary = ingest_data(config.data, show)
+        summary = ingest(config.data, show)
     console.print(f"data set: {escape(str(summary))}", soft_wrap=True)
     return summary
 
@@ -91,7 +94,9 @@ def _require(config: Config) -> None:
 
 def _conclude(run: RunDir, console: Console) -> int:
     """Say where the results are, and what to do next."""
-    report, sbp, status = build_report(run), program(), collect(run)
+    from streaming_sbp.experiment.report import build  # a supervisor of weeks need not hold what this brings
+
+    report, sbp, status = build(run), program(), collect(run)
     state = status["run"]["state"]
     console.print()
     if run.config().synthesizer.mode != "off" and (why := advice.why_nothing_synthetic(run.config(), status)):

@@ -13,14 +13,16 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
 
 from streaming_sbp.files import sha256_of_file
+
+if TYPE_CHECKING:
+    import webdataset
 
 TAR_BLOCK_BYTES = 512
 INDEX_NAME = "documents.parquet"
@@ -105,6 +107,8 @@ class ShardWriter:
         return row
 
     def _begin(self) -> webdataset.TarWriter:
+        import webdataset  # it brings torch: only for whoever writes shards
+
         self._name = f"{self._split}-{len(self.shards):06d}.tar"
         self._num_documents = 0
         self._file = open(self._folder / f".{self._name}.tmp", "wb")  # noqa: SIM115 - closed by _finish or __exit__

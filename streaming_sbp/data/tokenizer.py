@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from streaming_sbp.config import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, SEP = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>")
 NUM_BYTE_SYMBOLS = 256
@@ -95,6 +97,8 @@ def train(batches: Iterator[list[str]], vocab_size: int, extra_special_tokens: S
     The special tokens have the first ids. The vocabulary is smaller than ``vocab_size`` when the text has no more
     pairs to merge.
     """
+    from transformers import PreTrainedTokenizerFast  # see `_from_pretrained`
+
     check_training_settings(vocab_size, extra_special_tokens)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -144,6 +148,8 @@ def _wanted() -> dict[str, str]:
 
 
 def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # it brings torch: only for whoever has text
+
     try:
         found = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

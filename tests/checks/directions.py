@@ -53,7 +53,7 @@ def directions(results: dict[str, Any]) -> dict[str, bool]:
     saved_by_seed = first.get("unrelated_pair_loss", 0.0) - first.get("pair_loss", 0.0)
     about_seed = last.get("about_seed_share", 0.0)
     share = trial["realised_share"] or 0.0
-    ranks = [point["question_rank"] for point in trial["curve"]]
+    ranks = {t["arm"]: [point["question_rank"] for point in t["curve"]] for t in results["trials"] if not t["point"]}
     return {
         f"oracle {best['oracle']:.3f}, repetition at its best {best['repetition']:.3f}: expected 0.06 less": (
             best["oracle"] <= best["repetition"] - 0.06
@@ -69,9 +69,11 @@ def directions(results: dict[str, Any]) -> dict[str, bool]:
         f"{about_seed:.2f} of the documents about their seed's person, last snapshot: expected 0.6": about_seed >= 0.6,
         f"{share:.3f} of the tokens synthetic since the first snapshot: expected {SHARE}": abs(share - SHARE) <= 0.01,
         # 256 questions, a dozen answers each: guesses have a mean with a standard error of 0.2, a difference of 0.3.
-        f"right answers ranked {ranks[0]:.1f} at first, {ranks[-1]:.1f} at the end: expected 1 better": (
-            ranks[-1] <= ranks[0] - 1
-        ),
+        **{
+            f"right answers ranked {ranks[arm][0]:.1f} at first by {arm}, {ranks[arm][-1]:.1f} at the end: expected "
+            f"{better} better": ranks[arm][-1] <= ranks[arm][0] - better
+            for arm, better in (("oracle", 2.5), ("online", 1))
+        },
         f"ledger imbalance {trial['ledger_imbalance']}: expected 0": trial["ledger_imbalance"] == 0,
     }
 

@@ -1,6 +1,8 @@
 """Rules of the repository that no type checker sees."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,11 @@ def test_every_setting_says_why():
         for field in section.annotation.model_fields:
             line = next(line for line in body.splitlines() if line.strip().startswith(f"{field}:"))
             assert "  # " in line, line
+
+
+@pytest.mark.parametrize("name", ["run", "experiment", "pairer", "exporter", "supervisor", "cli"])
+def test_processes_without_a_model_do_without_torch(name):
+    """It takes seconds to load and 200 MiB, and `sbp run` stays for weeks."""
+    code = f"import sys, sbp_services.{name}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
