@@ -148,7 +148,9 @@ def _recovery(experiment: Experiment, curves: Curves) -> Plot | None:
         drawn = True
         look = looks[arm] | {"ls": looks[arm]["ls"] if len(trials) == 1 else "", "lw": 1.0}
         facts, leads = [100 * p.facts for p in found], [p.lead for p in found]
-        axes.plot(facts, leads, marker=_marker(look), clip_on=False, label=_title(experiment, curves, arm), **look)
+        axes.plot(
+            facts, leads, marker=_marker(looks[arm]), clip_on=False, label=_title(experiment, curves, arm), **look
+        )
     if not drawn:
         return None
     axes.axhline(0, color=GREY, lw=1)

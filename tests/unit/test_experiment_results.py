@@ -196,6 +196,20 @@ def test_over_compute_the_mean_ends_where_the_seeds_have_ended(drawn):
     assert ends_of_lines(drawn["loss-compute"][0])["Sbp"] == [pytest.approx(6200), 1.5]
 
 
+@pytest.mark.skipif(not plots.AVAILABLE, reason="needs the extra `plots`")
+def test_arms_of_one_colour_have_markers_of_their_own_with_several_seeds(drawn):
+    """The ninth arm has the colour of the second, and there is no line between points of several seeds."""
+    names = [*EXPERIMENT.arms, "fifth", "sixth", "seventh", "eighth", "ninth"]
+    many = replace(EXPERIMENT, arms={name: Arm(name, name.title(), {}) for name in names})
+    two = {name: [trial(name, seed, [3.0, 2.0, 1.0]) for seed in (0, 1)] for name in names}
+    for name in names[1:]:
+        two[name] = [replace(found, snapshots=[snapshot(1, 1000, 0.5)]) for found in two[name]]
+    comparison_plots.draw_all(many, two)
+    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in drawn["recovery"][0].get_lines()[:-1]}
+    assert list(looks) == [name.title() for name in names[1:]]
+    assert len(set(looks.values())) == len(looks)
+
+
 def test_one_line_and_page(tmp_path):
     trials = [
         trial("base", 0, [3.0, 2.0], [0.0, 0.5]),
