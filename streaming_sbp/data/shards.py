@@ -10,6 +10,7 @@ import io
 import json
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,8 @@ class ShardWriter:
         if error is None:
             self._finish()
         elif self._tar is not None:
+            with suppress(OSError):
+                self._tar.close()  # or Python complains when it collects one that writes to a closed file
             self._file.close()
 
     def write(self, id: str, ids: list[int], origin: str, num_bytes: int) -> IndexRow:
