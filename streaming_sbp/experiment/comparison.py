@@ -72,7 +72,7 @@ def sentences(experiment: Experiment, arms: Sequence[ArmResult]) -> list[str]:
         return [*found, "The oracle gains nothing over the baseline, so there is no share of its gain."]
     found.append(
         f"{'That is' if helped else f'{main.title} did not help here:'} {share(main.share_of_gain_loss)} of what "
-        f"{oracle.title.lower()} gains over {baseline.title.lower()} in held-out loss."
+        f"{oracle.title.lower()} gains in held-out loss over {baseline.title.lower()}."
     )
     if without := len(main.gain_loss.values) - len(main.share_of_gain_loss.values):
         found.append(f"Seeds without a share, for their oracle gains nothing: {without}.")
