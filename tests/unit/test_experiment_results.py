@@ -227,7 +227,7 @@ def test_one_line_and_page(tmp_path):
     assert results.headline(EXPERIMENT, two)["seeds"] == 1  # the second has no baseline
     json.dumps(results.as_json(EXPERIMENT, trials, found, ["sbp experiment own"]))
     html = comparison.build(EXPERIMENT, trials, found, tmp_path).read_text()
-    assert "80 % of what oracle gains over base in held-out loss" in html
+    assert "80 % of what oracle gains in held-out loss over base" in html
     assert "The control, random: 10 %" in html
     assert html.count("data:image/png") == 4
     assert "<script" not in html
