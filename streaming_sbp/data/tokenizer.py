@@ -148,7 +148,8 @@ def _wanted() -> dict[str, str]:
 
 
 def _from_pretrained(name: str, **options: Any) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # it brings torch: only for whoever has text
+    # They bring torch: only for whoever encodes or decodes.
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         found = AutoTokenizer.from_pretrained(name, **options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from streaming_sbp.experiment import advice, quality
+from streaming_sbp.experiment import advice, peek, quality
 from streaming_sbp.experiment.history import RunHistory, Snapshot
 from streaming_sbp.rundir import RunDir
 from streaming_sbp.telemetry.status import ENDED, Status, is_silent, which_serves
@@ -340,10 +340,7 @@ def _measured(measures: dict[str, float], row: quality.Row, prefix: str) -> str:
 # --- documents ---
 
 
-def document(peeked: Any) -> Json:
-    """``peeked``: a `peek.PeekedDocument`."""
-    from streaming_sbp.experiment import peek  # see `watch.WatchedRun.documents`
-
+def document(peeked: peek.PeekedDocument) -> Json:
     seed = peeked.seed_text
     return {
         "number": peeked.index,

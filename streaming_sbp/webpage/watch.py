@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming_sbp.config import ConfigError
-from streaming_sbp.experiment import history
+from streaming_sbp.experiment import history, peek
 from streaming_sbp.experiment.history import RunHistory
 from streaming_sbp.files import read_json
 from streaming_sbp.rundir import RunDir
@@ -84,8 +84,6 @@ class WatchedRun:
 
     def documents(self) -> dict[str, Any]:
         """The newest synthetic documents beside their seeds."""
-        from streaming_sbp.experiment import peek  # brings torch: only for whoever looks at documents
-
         with self._documents_lock, self._in_words():
             run = RunDir(self.path)
             run_id, read, found = self._documents

@@ -47,13 +47,14 @@ def directions(results: dict[str, Any]) -> dict[str, bool]:
     arms = {arm["arm"]: arm for arm in results["arms"]}
     best = {name: arm["best_loss"]["mean"] for name, arm in arms.items()}
     end = {name: arm["end_loss"]["mean"] for name, arm in arms.items()}
-    trial = next(trial for trial in results["trials"] if trial["arm"] == "online")
+    trials = {trial["arm"]: trial for trial in results["trials"] if not trial["point"]}
+    trial = trials["online"]
     published = [s["measures"] for s in trial["snapshots"] if s["verdict"] == "published"] or [{}]
     first, last = published[0], published[-1]
     saved_by_seed = first.get("unrelated_pair_loss", 0.0) - first.get("pair_loss", 0.0)
     about_seed = last.get("about_seed_share", 0.0)
     share = trial["realised_share"] or 0.0
-    ranks = {t["arm"]: [point["question_rank"] for point in t["curve"]] for t in results["trials"] if not t["point"]}
+    ranks = {arm: [point["question_rank"] for point in trials[arm]["curve"]] for arm in ("oracle", "online")}
     return {
         f"oracle {best['oracle']:.3f}, repetition at its best {best['repetition']:.3f}: expected 0.06 less": (
             best["oracle"] <= best["repetition"] - 0.06

@@ -56,9 +56,15 @@ def test_every_setting_says_why():
             assert "  # " in line, line
 
 
-@pytest.mark.parametrize("name", ["run", "experiment", "pairer", "exporter", "supervisor", "cli"])
-def test_processes_without_a_model_do_without_torch(name):
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"sbp_services.{name}" for name in ("run", "experiment", "pairer", "exporter", "supervisor", "cli")),
+        "streaming_sbp.webpage.server",
+    ],
+)
+def test_processes_without_a_model_do_without_torch(module):
     """It takes seconds to load and 200 MiB, and `sbp run` stays for weeks."""
-    code = f"import sys, sbp_services.{name}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
+    code = f"import sys, {module}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
