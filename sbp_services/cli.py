@@ -124,7 +124,10 @@ def ingest(
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="A shipped experiment (concepts, pydocs), or a TOML file.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A shipped experiment (concepts, pydocs), or a TOML file.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     scale: Annotated[
         str,
@@ -141,7 +144,9 @@ def experiment(
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; experiments/NAME-SCALE by default.")] = None,
     cores: Annotated[int, typer.Option("--cores", min=0, help="To be used at once; 0: all.")] = 0,
-    list_arms: Annotated[bool, typer.Option("--list", help="Say which arms there are, and run none.")] = False,
+    list_arms: Annotated[
+        bool, typer.Option("--list", help="Say which arms there are (without a name: which experiments), and run none.")
+    ] = False,
 ) -> None:
     """Does it help? Runs every arm as `sbp run` does, and compares them: a table, a page, one JSON line.
 
@@ -151,13 +156,19 @@ def experiment(
     from streaming_sbp.experiment import arms as experiments
     from streaming_sbp.experiment import results
 
+    if name is None:
+        if not list_arms:
+            raise ConfigError(f"which experiment? expected {' or '.join(experiments.names())}, or a TOML file")
+        for shipped in experiments.names():
+            typer.echo(f"{shipped:10}  {experiments.title(shipped)}")
+        return
+    chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
     if list_arms:
-        choice = experiments.choice(name, scale)
+        choice = experiments.choice(name, scale, chosen)
         width = max(map(len, choice))
         for arm, (title, when) in choice.items():
             typer.echo(f"{arm:{width}}  {when:16}  {title}")
         return
-    chosen = tuple(filter(None, (arm.strip() for arm in arms.split(","))))
     out = out or Path("experiments", f"{Path(name).stem}-{scale}")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file, expected a folder; choose another")

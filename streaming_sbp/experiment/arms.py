@@ -204,13 +204,18 @@ def names() -> list[str]:
     return configuration.preset_names(PRESETS)
 
 
-def choice(experiment: str, scale: str = DEFAULT_SCALE) -> dict[str, tuple[str, str]]:
-    """Of every arm its title, and whether it runs at ``scale``: "yes", "when asked for", or the scales that it is for.
+def title(experiment: str) -> str:
+    """What it asks. Raises ConfigError."""
+    return _read(experiment).title
 
-    Raises ConfigError.
+
+def choice(experiment: str, scale: str = DEFAULT_SCALE, only: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    """Of every arm its title, and whether it runs: "yes", "when asked for", or the scales that it is for.
+
+    ``only``: as in ``load``. Raises ConfigError.
     """
     file = _read(experiment)
-    runs = load(experiment, scale).to_run
+    runs = load(experiment, scale, only=only).to_run
 
     def when(arm: str) -> str:
         if (meant_for := file.arms[arm].scales) and scale not in meant_for:

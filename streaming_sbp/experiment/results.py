@@ -193,6 +193,8 @@ def load(file: Path) -> tuple[dict[Trial, TrialResult], list[str]]:
         trials = {t.trial: replace(t, settings=effective(t.settings)) for t in found.trials if t.state == "done"}
     except FileNotFoundError:
         return {}, []
+    except NotADirectoryError:
+        raise ConfigError(f"{file.parent}: is below a file, expected a folder; choose another --out") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error}; move it away, or choose another --out") from None
     except (msgspec.DecodeError, TypeError) as error:  # TypeError: a point that is no key

@@ -16,7 +16,7 @@ import pytest
 
 from sbp_services.experiment import ExperimentRunner
 from streaming_sbp.config import ConfigError
-from streaming_sbp.experiment import arms
+from streaming_sbp.experiment import arms, results
 from tests.checks import runs
 
 pytestmark = pytest.mark.processes
@@ -173,6 +173,8 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     refused = experiment(tmp_path, "--out", str(tmp_path / "own.toml"))
     assert refused.returncode == 2
     assert "own.toml: is a file, expected a folder" in refused.stderr
+    with pytest.raises(ConfigError, match=r"own\.toml/out: is below a file, expected a folder"):
+        results.load(tmp_path / "own.toml" / "out" / "results.json")
 
     (out / "results.json").write_text('{"trials": [{"arm": 3}]}')
     refused = experiment(tmp_path)

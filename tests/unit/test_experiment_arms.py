@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sbp_services.cli import app
 from streaming_sbp import config as configuration
 from streaming_sbp.config import ConfigError
 from streaming_sbp.experiment import arms
@@ -71,8 +73,21 @@ def test_the_choice_of_arms_says_which_run():
     assert small["stale"] == ("SBP with one snapshot", "when asked for")
     assert small["offline"][1] == "when asked for"
     assert tiny["longer"][1] == "at small or full"
+    asked = arms.choice("concepts", "small", ("stale",))
+    assert {arm for arm, (_, when) in asked.items() if when == "yes"} == {"repetition", "oracle", "stale"}
     with pytest.raises(ConfigError, match="scale 'huge': expected one of tiny"):
         arms.choice("concepts", "huge")
+
+
+def test_without_a_name_the_list_is_of_the_experiments():
+    listed = CliRunner().invoke(app, ["experiment", "--list"])
+    assert listed.exit_code == 0
+    shown = dict(line.split(maxsplit=1) for line in listed.output.splitlines())
+    assert list(shown) == arms.names()
+    assert shown["concepts"] == arms.load("concepts").title
+    refused = CliRunner().invoke(app, ["experiment"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "expected concepts or pydocs, or a TOML file" in str(refused.exception)
 
 
 def test_a_scale_has_a_grid_of_its_own(tmp_path):
