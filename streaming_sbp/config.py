@@ -272,7 +272,7 @@ class Generator(Section):
     max_new_tokens: Positive = 192  # documents without an end by then are dropped as `unfinished`
     max_repetition: Share = 0.3  # share of repeated 4-grams above which a document is dropped as `repetitive`
     max_copied_span: Share = 0.5  # longest span shared with the seed, as a share of the document: `copied`
-    # Synthetic documents as seed documents, too, for text that no real document suggests; not yet shown to help
+    # Synthetic documents as seed documents, too, for text that no real document suggests; not shown to help
     second_round_share: Fraction = 0.0  # of the seed documents; 0: real ones only
     max_depth: Annotated[int, Field(ge=2, le=MAX_DEPTH)] = 2  # of a document: 1 + its seed's; a real one has 0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # "auto": CUDA when there is one
