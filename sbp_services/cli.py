@@ -131,7 +131,7 @@ def experiment(
     overrides: Overrides = None,
     scale: Annotated[
         str,
-        typer.Option("--scale", help="The experiment's, as tiny, small, full, large: arms, seeds, tokens."),
+        typer.Option("--scale", help="Arms, seeds, tokens: tiny takes minutes, small half an hour, full hours."),
     ] = "small",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="As many as the scale says by default.", show_default=False)
@@ -139,7 +139,8 @@ def experiment(
     arms: Annotated[
         str,
         typer.Option(
-            "--arms", help="Beside the baseline and the oracle, as in online,random; all of the scale's if empty."
+            "--arms",
+            help="Beside the baseline and the oracle, separated by commas; those of the scale if empty; see --list.",
         ),
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder; experiments/NAME-SCALE by default.")] = None,

@@ -122,6 +122,9 @@ class ExperimentRunner:
         """Seed after seed; where cores are free, those of the next seed beside the last of one."""
         seeds = range(self.experiment.num_seeds)
         waiting = [t for seed in seeds for arm in self.experiment.to_run for t in self.experiment.trials(arm, seed)]
+        for trial in waiting:
+            if trial.seed == 0:  # before hours of others; of later seeds not every point of a grid is wanted
+                self._check_unchanged(trial, self.experiment.run_config(trial, self.out, "given"))
         said = time.monotonic()
         while (waiting or self._running) and not self._stopping:
             self._start_what_fits(waiting)

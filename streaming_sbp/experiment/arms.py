@@ -218,8 +218,8 @@ def choice(experiment: str, scale: str = DEFAULT_SCALE, only: tuple[str, ...] = 
     runs = load(experiment, scale, only=only).to_run
 
     def when(arm: str) -> str:
-        if (meant_for := file.arms[arm].scales) and scale not in meant_for:
-            return f"at {' or '.join(meant_for)}"
+        if unfit := _unfit(arm, scale, file):
+            return f"at {' or '.join(file.arms[unfit].scales)}"
         return "yes" if arm in runs else "when asked for"
 
     return {arm: (own.title, when(arm)) for arm, own in file.arms.items()}
@@ -243,17 +243,20 @@ def load(
     _check_names(name, file)
     if scale not in file.scales:
         raise ConfigError(f"{name}: scale {scale!r}: expected one of {', '.join(file.scales)}")
+    if given_as_setting := [override for override in overrides if override in file.arms]:
+        raise ConfigError(f"{', '.join(given_as_setting)}: expected section.key=value; arms are asked for with --arms")
     chosen = file.scales[scale]
     wanted = list(dict.fromkeys((file.baseline, file.oracle, *(only or chosen.arms))))
     if unknown := [arm for arm in wanted if arm not in file.arms]:
         raise ConfigError(f"{name}: arms {', '.join(unknown)}: expected some of {', '.join(file.arms)}")
-    wanted += [source for arm in wanted if (source := file.arms[arm].snapshot_of) and source not in wanted]
     for arm in wanted:
-        if (meant_for := file.arms[arm].scales) and scale not in meant_for:
+        if unfit := _unfit(arm, scale, file):
+            whose = "its lengths" if unfit == arm else f"the lengths of {unfit}, whose snapshot it is given,"
             raise ConfigError(
-                f"{name}, arm {arm}: its lengths are meant for scale {' or '.join(meant_for)}, got {scale}; leave it "
-                "out, or say in a TOML file of your own what they should be"
+                f"{name}, arm {arm}: {whose} are meant for scale {' or '.join(file.arms[unfit].scales)}, got {scale}; "
+                "leave it out, or say in a TOML file of your own what they should be"
             )
+    wanted += [source for arm in wanted if (source := file.arms[arm].snapshot_of) and source not in wanted]
     common = configuration.apply_overrides(merged(file.config, chosen.config), overrides)
     only_shown = frozenset(beside) & set(file.arms) - set(wanted)
     arms = {}
@@ -275,6 +278,12 @@ def load(
         beside=only_shown,
         own_settings=own_settings,
     )
+
+
+def _unfit(arm: str, scale: str, file: _File) -> str:
+    """The arm itself, or the one whose snapshot it is given, when its lengths are not meant for ``scale``; else ""."""
+    parts = filter(None, (arm, file.arms[arm].snapshot_of))
+    return next((part for part in parts if file.arms[part].scales and scale not in file.arms[part].scales), "")
 
 
 def _check_names(name: str, file: _File) -> None:
@@ -339,13 +348,15 @@ def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def _read(experiment: str) -> _File:
-    if Path(experiment).is_file():
+    path = Path(experiment)
+    if path.is_file():
         tree = configuration.read_toml(experiment)
     elif experiment in names():
         tree = configuration.read_preset(experiment, PRESETS)
     else:
+        got = "a folder" if path.is_dir() else "no such file" if path.suffix or path.name != experiment else "unknown"
         raise ConfigError(
-            f"experiment {experiment!r}: expected one of {', '.join(names())}, or the path of a TOML file"
+            f"experiment {experiment!r}: {got}; expected one of {', '.join(names())}, or the path of a TOML file"
         )
     try:
         return _File.model_validate(tree)
@@ -358,7 +369,7 @@ def _explain(item: Any) -> str:
     *where, key = (str(part) for part in item["loc"])
     inside = f"{'.'.join(where)}: " if where else ""
     if item["type"] == "missing":
-        return f"{inside}expected {key}"
+        return f"{inside}missing key {key}"
     if item["type"] == "extra_forbidden":
         parts: dict[str, type[_Part]] = {"arms": _Arm, "scales": _Scale}
         known = parts.get(where[0], _File) if where else _File

@@ -170,6 +170,17 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
         assert refused.returncode == 2
         assert "other settings" in refused.stderr or "another configuration" in refused.stderr
 
+    own = (tmp_path / "own.toml").read_text()
+    shutil.rmtree(out / "runs")
+    kept = [trial for trial in recorded["trials"] if trial["arm"] == "all"]
+    (out / "results.json").write_text(json.dumps({"trials": kept}))
+    (tmp_path / "own.toml").write_text(own + "\n[arms.all.config.training]\nlearning_rate = 1e-4\n")
+    refused = experiment(tmp_path, "--seeds", "1")
+    assert refused.returncode == 2
+    assert "all, seed 0: " in refused.stderr
+    assert "started" not in refused.stdout  # the arm before it is not run first
+    (tmp_path / "own.toml").write_text(own)
+
     refused = experiment(tmp_path, "--out", str(tmp_path / "own.toml"))
     assert refused.returncode == 2
     assert "own.toml: is a file, expected a folder" in refused.stderr

@@ -73,6 +73,9 @@ def test_the_choice_of_arms_says_which_run():
     assert small["stale"] == ("SBP with one snapshot", "when asked for")
     assert small["offline"][1] == "when asked for"
     assert tiny["longer"][1] == "at small or full"
+    assert tiny["offline"][1] == "at small or full"  # as the arm whose snapshot it is given
+    with pytest.raises(ConfigError, match="arm offline: the lengths of pretrained, whose snapshot it is given, are"):
+        arms.load("concepts", "tiny", only=("offline",))
     asked = arms.choice("concepts", "small", ("stale",))
     assert {arm for arm, (_, when) in asked.items() if when == "yes"} == {"repetition", "oracle", "stale"}
     with pytest.raises(ConfigError, match="scale 'huge': expected one of tiny"):
@@ -145,7 +148,7 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
     [
         (('oracle = "b"', 'oracle = "c"'), "oracle = 'c': expected one of a, b, late"),
         (("[arms.b]\n", "[arms.b]\ntitel = 1\n"), "unknown titel"),
-        (('title = "B"', ""), "expected title"),
+        (('title = "B"', ""), "missing key title"),
         (('snapshot_of = "b"', 'snapshot_of = "x"'), "x"),
         (("total_tokens = 1000", "total_tokens = -1"), "total_tokens"),
         (('arms = ["late"]', 'arms = ["later"]'), "later"),
@@ -193,9 +196,12 @@ def test_a_run_that_ends_before_there_is_a_synthesizer_is_refused():
     arms.load("concepts", "small", overrides=("training.total_tokens=410001",)).check(OUT)
 
 
-def test_unknown_names():
-    with pytest.raises(ConfigError, match="expected one of concepts"):
-        arms.load("concept")
+def test_unknown_names(tmp_path):
+    for name, got in (("concept", "unknown"), ("concept.toml", "no such file"), (str(tmp_path), "a folder")):
+        with pytest.raises(ConfigError, match=f"{got}; expected one of concepts"):
+            arms.load(name)
+    with pytest.raises(ConfigError, match="arms are asked for with --arms"):
+        arms.load("concepts", overrides=("online",))
     with pytest.raises(ConfigError, match="scale 'big': expected one of tiny"):
         arms.load("concepts", "big")
 
