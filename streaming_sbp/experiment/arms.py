@@ -95,11 +95,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of an experiment. ``point``: of the arm's grid, as pairs, so that it can be a key."""
+    """One run of an experiment. ``point``: of the arm's grid, as pairs, so that it can be a key; use ``at``."""
 
     arm: str
     point: tuple[tuple[str, Any], ...]
     seed: int
+
+    @classmethod
+    def at(cls, arm: str, point: Mapping[str, Any], seed: int) -> Trial:
+        """The same one in whatever order a grid names its settings."""
+        return cls(arm, tuple(sorted(point.items())), seed)
 
     @property
     def folder(self) -> Path:
@@ -131,7 +136,7 @@ class Experiment:
         return [arm for arm in self.arms if arm not in self.beside]
 
     def trials(self, arm: str, seed: int) -> list[Trial]:
-        return [Trial(arm, tuple(point.items()), seed) for point in self.arms[arm].points]
+        return [Trial.at(arm, point, seed) for point in self.arms[arm].points]
 
     def data_tree(self, arm: str, seed: int, out: Path) -> dict[str, Any]:
         """Section `data` of an arm: one data set for all arms with the same text, one tokenizer for all of a seed."""

@@ -67,6 +67,14 @@ def test_grid_and_folders():
     assert all(found.run_config(trial, OUT).run.seed == 2 for trial in trials)
 
 
+def test_what_a_smaller_scale_has_run_counts_in_a_larger_one():
+    small, full = arms.load("concepts", "small"), arms.load("concepts", "full")
+    assert list(small.arms["repetition"].grid) != list(full.arms["repetition"].grid)  # other order, same settings
+    assert set(small.trials("repetition", 0)) < set(full.trials("repetition", 0))
+    for trial in small.trials("repetition", 0):
+        assert arms.settings(small.run_config(trial, OUT)) == arms.settings(full.run_config(trial, OUT))
+
+
 def test_the_choice_of_arms_says_which_run():
     small, tiny = (arms.choice("concepts", scale) for scale in ("small", "tiny"))
     assert {arm for arm, (_, when) in small.items() if when == "yes"} == {"repetition", "oracle", "online", "random"}

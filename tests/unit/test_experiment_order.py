@@ -47,7 +47,7 @@ class Started(ExperimentRunner):
 
 
 GRID = [
-    f"repetition (training.learning_rate = {rate}, training.weight_decay = 1.0, training.dropout = {dropout})"
+    f"repetition (training.dropout = {dropout}, training.learning_rate = {rate}, training.weight_decay = 1.0)"
     for rate in (0.002, 0.003)
     for dropout in (0.15, 0.2)
 ]
