@@ -115,6 +115,9 @@ class ExperimentRunner:
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
             else:
                 self._found[trial] = found
+        for arm in {trial.arm for trial in self._found} & self.experiment.beside:
+            if missing := [str(t) for t in self.experiment.trials(arm, 0) if t not in self._found]:
+                self._say(f"{arm}: not compared, it lacks {'; '.join(missing)}: --arms {arm} runs what is missing")
 
     # --- trials ---
 

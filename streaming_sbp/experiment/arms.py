@@ -93,18 +93,23 @@ class Arm:
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """One run of an experiment. ``point``: of the arm's grid, as pairs, so that it can be a key; use ``at``."""
+    """One run of an experiment; the same one in whatever order ``point``, of the arm's grid, names its settings."""
 
     arm: str
     point: tuple[tuple[str, Any], ...]
     seed: int
 
-    @classmethod
-    def at(cls, arm: str, point: Mapping[str, Any], seed: int) -> Trial:
-        """The same one in whatever order a grid names its settings."""
-        return cls(arm, tuple(sorted(point.items())), seed)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trial) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[str, frozenset[tuple[str, Any]], int]:
+        return self.arm, frozenset(self.point), self.seed
 
     @property
     def folder(self) -> Path:
@@ -136,7 +141,7 @@ class Experiment:
         return [arm for arm in self.arms if arm not in self.beside]
 
     def trials(self, arm: str, seed: int) -> list[Trial]:
-        return [Trial.at(arm, point, seed) for point in self.arms[arm].points]
+        return [Trial(arm, tuple(point.items()), seed) for point in self.arms[arm].points]
 
     def data_tree(self, arm: str, seed: int, out: Path) -> dict[str, Any]:
         """Section `data` of an arm: one data set for all arms with the same text, one tokenizer for all of a seed."""

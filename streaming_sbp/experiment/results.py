@@ -77,7 +77,7 @@ class TrialResult:
 
     @property
     def trial(self) -> Trial:
-        return Trial.at(self.arm, self.point, self.seed)
+        return Trial(self.arm, tuple(self.point.items()), self.seed)
 
     @property
     def unique_real_tokens(self) -> float:

@@ -68,11 +68,26 @@ def test_grid_and_folders():
 
 
 def test_what_a_smaller_scale_has_run_counts_in_a_larger_one():
-    small, full = arms.load("concepts", "small"), arms.load("concepts", "full")
-    assert list(small.arms["repetition"].grid) != list(full.arms["repetition"].grid)  # other order, same settings
-    assert set(small.trials("repetition", 0)) < set(full.trials("repetition", 0))
-    for trial in small.trials("repetition", 0):
+    small, full = (arms.load("concepts", scale) for scale in ("small", "full"))
+    of_small, of_full = (set(found.trials("repetition", 0)) for found in (small, full))
+    assert of_small < of_full
+    assert {trial.folder for trial in of_small} < {trial.folder for trial in of_full}
+    for trial in of_small:
         assert arms.settings(small.run_config(trial, OUT)) == arms.settings(full.run_config(trial, OUT))
+
+
+def test_a_trial_is_the_same_in_whatever_order_its_grid_names_the_settings(tmp_path):
+    keys = ('"training.dropout" = [0.1]', '"training.weight_decay" = [0.2]')
+    texts = [
+        OWN.replace("[scales.small]", f"[scales.small]\ngrid = {{ {', '.join(order)} }}")
+        for order in (keys, keys[::-1])
+    ]
+    (trial,), (swapped,) = (arms.load(write(tmp_path, text)).trials("a", 0) for text in texts)
+    assert trial.point != swapped.point
+    assert trial == swapped
+    assert {trial: "known"}[swapped] == "known"
+    (later,) = arms.load(write(tmp_path, texts[0])).trials("a", 1)
+    assert trial != later
 
 
 def test_the_choice_of_arms_says_which_run():

@@ -40,14 +40,19 @@ class Started(ExperimentRunner):
         if loss is None:
             self._failed[trial] = "it was to fail"
             return
-        curve = [Point(t, float(t), 0.0, loss, loss / 3, None, None) for t in (0, 1000)]
-        self._found[trial] = TrialResult(
-            trial.arm, dict(trial.point), trial.seed, "done", curve, [], {}, 0, 0, 0, 0.0, None, 0, "sbp run", {}, {}
-        )
+        self._found[trial] = done(trial, loss)
+
+
+def done(trial: Trial, loss: float, settings: arms.Tree | None = None) -> TrialResult:
+    curve = [Point(t, float(t), 0.0, loss, loss / 3, None, None) for t in (0, 1000)]
+    point, costs = dict(trial.point), (0, 0, 0, 0.0)
+    return TrialResult(
+        trial.arm, point, trial.seed, "done", curve, [], {}, *costs, None, 0, "sbp run", settings or {}, {}
+    )
 
 
 GRID = [
-    f"repetition (training.dropout = {dropout}, training.learning_rate = {rate}, training.weight_decay = 1.0)"
+    f"repetition (training.learning_rate = {rate}, training.weight_decay = 1.0, training.dropout = {dropout})"
     for rate in (0.002, 0.003)
     for dropout in (0.15, 0.2)
 ]
@@ -99,3 +104,16 @@ def test_an_arm_that_needs_a_snapshot_fails_with_the_one_that_makes_it(tmp_path:
     assert runner.waiting == []
     assert [trial.arm for trial in runner._failed] == ["pretrained", "offline"]
     assert os.listdir(tmp_path) == []
+
+
+def test_an_arm_that_lacks_a_point_of_its_grid_is_said_not_to_be_compared(tmp_path: Path, capsys) -> None:
+    experiment = arms.load("concepts", "small", 1, ("online",), beside=("longer", "stale"))
+    runner = ExperimentRunner(experiment, tmp_path, 1)
+    *known, missing = [*experiment.trials("stale", 0), *experiment.trials("longer", 0)]
+    for trial in known:
+        runner._recorded[trial] = done(trial, 1.0, arms.settings(experiment.run_config(trial, tmp_path)))
+    runner._take_over()
+    assert set(runner._found) == set(known)
+    said = capsys.readouterr().out
+    assert f"longer: not compared, it lacks {missing}: --arms longer runs what is missing" in said
+    assert "stale" not in said

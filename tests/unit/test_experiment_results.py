@@ -1,7 +1,7 @@
 """Shares of the oracle's gain, intervals and compute, against numbers worked out by hand."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -265,6 +265,13 @@ def test_a_trial_is_read_from_the_records_of_its_run(tmp_path):
     assert found.state != "done"
     with pytest.raises(ValueError, match="no evaluation"):
         results.read_trial(make_run(tmp_path / "empty"), Trial("sbp", (), 0), "sbp run")
+
+
+def test_a_record_is_known_in_whatever_order_it_names_the_settings(tmp_path):
+    found = trial("base", 0, [1.0], point={"training.weight_decay": 1.0, "training.dropout": 0.2})
+    (tmp_path / "results.json").write_text(json.dumps({"trials": [asdict(found)]}))
+    known, _ = results.load(tmp_path / "results.json")
+    assert Trial("base", (("training.dropout", 0.2), ("training.weight_decay", 1.0)), 0) in known
 
 
 def test_names_of_trials():
