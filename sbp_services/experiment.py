@@ -26,11 +26,12 @@ from rich.markup import escape
 from sbp_services.service import set_up_process
 from streaming_sbp import config as configuration
 from streaming_sbp.config import Config, ConfigError
+from streaming_sbp.data.dataset import Dataset, Manifest
 from streaming_sbp.data.ingest import ingest
-from streaming_sbp.experiment import arms, comparison, results
+from streaming_sbp.experiment import arms, comparison, history, results
 from streaming_sbp.experiment.arms import Experiment, Trial
 from streaming_sbp.experiment.compute import cost_of_newest_snapshot
-from streaming_sbp.experiment.results import TrialResult
+from streaming_sbp.experiment.results import Texts, TrialResult
 from streaming_sbp.files import write_atomically
 from streaming_sbp.rundir import RunDir, lock
 from streaming_sbp.synthesizer.snapshots import SnapshotStore
@@ -75,6 +76,7 @@ class ExperimentRunner:
         self._found: dict[Trial, TrialResult] = {}
         self._recorded: dict[Trial, TrialResult] = {}  # by an earlier call
         self._commands: list[str] = []  # of earlier calls, and this one
+        self._texts = Texts()
         self._failed: dict[Trial, str] = {}  # why
         self._running: list[Running] = []
         self._rates: dict[int, float] = {}  # cores of a trial -> tokens per second, of the last that has ended
@@ -97,6 +99,7 @@ class ExperimentRunner:
         self._recorded, earlier = results.load(self.out / "results.json")
         self._commands = [*(command for command in earlier if command != COMMAND), COMMAND]
         self._say(f"{self.experiment.title}: {len(self.experiment.to_run)} arms, seeds {self.experiment.num_seeds}")
+        self._look_at_data_sets()
         self._take_over()
         for key, names in self.experiment.own_settings.items():
             self._say(f"{key}: unchanged in {', '.join(names)}, set there")
@@ -104,15 +107,25 @@ class ExperimentRunner:
             self._run_trials()
         return self._conclude()
 
+    def _look_at_data_sets(self) -> None:
+        """Those that are there already."""
+        seeds = {*range(self.experiment.num_seeds), *(trial.seed for trial in self._recorded)}
+        trees = (self.experiment.data_tree(arm, seed, self.out) for arm in self.experiment.arms for seed in seeds)
+        for path in dict.fromkeys(tree["dataset"] for tree in trees):
+            if Dataset.exists(path):
+                self._check_data_set(Path(path), Dataset.open(path).manifest)
+
     def _take_over(self) -> None:
         """What earlier calls have found for arms, and for seeds, that this one does not run."""
         for trial, found in self._recorded.items():
             to_run = trial.arm in self.experiment.to_run and trial.seed < self.experiment.num_seeds
             if to_run or trial.arm not in self.experiment.arms:
                 continue
-            wanted = arms.settings(self.experiment.run_config(trial, self.out, "given"))
-            if changes := configuration.tree_differences(found.settings, wanted):
+            config = self.experiment.run_config(trial, self.out, "given")
+            if changes := configuration.tree_differences(found.settings, arms.settings(config)):
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
+            elif difference := self._difference(trial, config, found.fingerprints):
+                self._say(f"{trial}: not compared, it was trained on other documents ({difference})")
             else:
                 self._found[trial] = found
         for arm in {trial.arm for trial in self._found} & self.experiment.beside:
@@ -157,6 +170,7 @@ class ExperimentRunner:
         for arm in dict.fromkeys((self.experiment.baseline, trial.arm)):
             first = self.experiment.trials(arm, trial.seed)[0]
             made = ingest(self.experiment.run_config(first, self.out, "given").data)
+            self._check_data_set(made.path, made.manifest)
             if not made.existed:
                 self._say(f"data set: {made}")
 
@@ -194,7 +208,7 @@ class ExperimentRunner:
         return trial in self._found
 
     def _check_unchanged(self, trial: Trial, config: Config) -> None:
-        """What there is of the trial must have had these settings, wherever it lay. Raises ConfigError."""
+        """What there is of the trial, wherever it lay, must have had these settings and documents. ConfigError."""
         wanted, file = arms.settings(config), self.out / "results.json"
         recorded = self._recorded.get(trial)
         if recorded and (changes := configuration.tree_differences(recorded.settings, wanted)):
@@ -202,14 +216,32 @@ class ExperimentRunner:
                 f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
                 "that file"
             )
+        if recorded and (difference := self._difference(trial, config, recorded.fingerprints)):
+            raise ConfigError(
+                f"{trial}: {file} has it with other documents ({difference}); choose another --out, or delete that file"
+            )
         try:
-            before = RunDir(config.run.dir).config()
+            run = RunDir(config.run.dir)
+            before = run.config()
         except ConfigError:
             return  # there is no run yet
+        again = "choose another --out, or delete that folder to run this arm again"
         if changes := configuration.tree_differences(arms.settings(before), wanted):
             raise ConfigError(
-                f"{trial}: {config.run.dir} was made with another configuration ({'; '.join(changes)}); choose another "
-                "--out, or delete that folder to run this arm again"
+                f"{trial}: {run.path} was made with another configuration ({'; '.join(changes)}); {again}"
+            )
+        if difference := self._difference(trial, config, history.fingerprints(run)):
+            raise ConfigError(f"{trial}: {run.path} was made with other documents ({difference}); {again}")
+
+    def _difference(self, trial: Trial, config: Config, fingerprints: dict[str, str]) -> str:
+        return self._texts.difference(str(trial), Path(config.data.dataset), fingerprints)
+
+    def _check_data_set(self, path: Path, manifest: Manifest) -> None:
+        """It must hold what trials that are done were trained on. Raises ConfigError."""
+        if difference := self._texts.difference(str(path), path, manifest.fingerprints):
+            raise ConfigError(
+                f"{path}: other documents than before ({difference}), so losses could not be compared; put back the "
+                "data set that was there, or choose another --out"
             )
 
     def _lacks_snapshot(self, trial: Trial) -> bool:

@@ -70,6 +70,7 @@ class TrainerService(Service):
             resumed_from=self.resumed_from,
             device=str(self.device),
             precision=choose_precision(self.config.training.precision, self.device),
+            fingerprints=self.dataset.manifest.fingerprints,
         )
         if not trained.steps:
             self._evaluate()
@@ -103,7 +104,7 @@ class TrainerService(Service):
         self._saved_sessions: dict[str, object] = {}
         if loaded:
             info, state = loaded
-            saved, now = state["fingerprints"], self._fingerprints()
+            saved, now = state["fingerprints"], self.dataset.manifest.fingerprints
             self._check_fingerprints(saved)
             self.trainer.load_state_dict(state["trainer"])
             if saved["data set"] != now["data set"]:
@@ -121,7 +122,7 @@ class TrainerService(Service):
 
     def _check_fingerprints(self, saved: dict[str, str]) -> None:
         """The loader's state belongs to one corpus and one tokenizer; another corpus can be accepted."""
-        now = self._fingerprints()
+        now = self.dataset.manifest.fingerprints
         for name, way_out in (("tokenizer", ""), ("data set", "go on with the new one by --accept-changes, ")):
             if saved[name] != now[name] and not (way_out and self._accept_changes):
                 raise ConfigError(
@@ -136,10 +137,6 @@ class TrainerService(Service):
         assert isinstance(real, RealSource)
         dropped = batches.forget_waiting(REAL, real.next_epoch(real.cursor))
         self.record("data_set_changed", before=before, after=after, dropped_tokens=dropped)
-
-    def _fingerprints(self) -> dict[str, str]:
-        manifest = self.dataset.manifest
-        return {"data set": manifest.digest, "tokenizer": manifest.tokenizer_digest}
 
     def _listen(self) -> None:
         self.snapshots = SnapshotStore(self.config.snapshots.url or str(self.run.snapshots))
@@ -324,7 +321,7 @@ class TrainerService(Service):
     def _save(self) -> None:
         trained = self.trainer.trained
         state = {
-            "fingerprints": self._fingerprints(),
+            "fingerprints": self.dataset.manifest.fingerprints,
             "trainer": self.trainer.state_dict(),
             "sessions": self.receiver.state_dict(),
             "config": self.config.model_dump(mode="json"),

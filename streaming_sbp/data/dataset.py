@@ -53,6 +53,11 @@ class Manifest:
     versions: dict[str, str]  # of the packages that made it
     created: float  # seconds since the epoch
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run's state and its losses belong to: the documents in their order, and the tokenizer."""
+        return {"data set": self.digest, "tokenizer": self.tokenizer_digest}
+
 
 class Dataset:
     """An ingested data set. Attributes: ``path``, ``manifest``."""

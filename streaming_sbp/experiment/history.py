@@ -105,6 +105,12 @@ def load(run: RunDir) -> RunHistory:
     )
 
 
+def fingerprints(run: RunDir) -> dict[str, str]:
+    """Of the documents it is trained on (see Manifest); empty before it starts, and in a run of an earlier version."""
+    starts = _of(run.read_records("trainer"), "start")
+    return starts[-1].get("fingerprints", {}) if starts else {}
+
+
 def tokens_at(trains: list[Record], unix_times: Sequence[float | None]) -> list[float | None]:
     """Trained tokens at each time, between two records linearly; None for a time that is None."""
     if not trains:

@@ -9,8 +9,8 @@ then the mean over seeds with a 95 % interval (Student's t, n - 1 degrees of fre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +74,7 @@ class TrialResult:
     command: str
     settings: Tree  # of the run, those that differ from their defaults
     versions: dict[str, str]
+    fingerprints: dict[str, str] = field(default_factory=dict)  # see Manifest; empty in results recorded without them
 
     @property
     def trial(self) -> Trial:
@@ -180,6 +181,7 @@ def read_trial(run: RunDir, trial: Trial, command: str, given_tokens: float = 0.
         command=command,
         settings=settings(run.config()),
         versions=run.versions,
+        fingerprints=history.fingerprints(run),
     )
 
 
@@ -202,6 +204,22 @@ def load(file: Path) -> tuple[dict[Trial, TrialResult], list[str]]:
             f"{file}: not a results.json of this version: {error}; move it away, or choose another --out"
         ) from None
     return trials, found.commands or [found.command] * bool(found.command)
+
+
+class Texts:
+    """Which documents there are: one data set wherever its folder is named, one tokenizer for all folders beside it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Path], tuple[str, str]] = {}  # (what, where) -> digest, and who had it first
+
+    def difference(self, whose: str, folder: Path, fingerprints: Mapping[str, str]) -> str:
+        """From those that others have told of this data set, "" for none; see Manifest for ``fingerprints``."""
+        for what, where in (("data set", folder), ("tokenizer", folder.parent)):
+            if what in fingerprints:
+                digest, first = self._known.setdefault((what, where), (fingerprints[what], whose))
+                if digest != fingerprints[what]:
+                    return f"{what} {fingerprints[what][:12]}, expected {digest[:12]} as in {first}"
+        return ""
 
 
 def _snapshots(told: RunHistory) -> list[SnapshotResult]:

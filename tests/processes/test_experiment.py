@@ -16,6 +16,7 @@ import pytest
 
 from sbp_services.experiment import ExperimentRunner
 from streaming_sbp.config import ConfigError
+from streaming_sbp.data.dataset import Dataset
 from streaming_sbp.experiment import arms, results
 from tests.checks import runs
 
@@ -139,7 +140,9 @@ def here(folder: Path, out: Path, scale: str = "small", seeds: int = 1, only: tu
 
 
 def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "own.toml").write_text(EXPERIMENT.format(corpus=tiny_folder / "corpus.jsonl"))
+    corpus = tmp_path / "corpus.jsonl"
+    shutil.copy(tiny_folder / "corpus.jsonl", corpus)
+    (tmp_path / "own.toml").write_text(EXPERIMENT.format(corpus=corpus))
     out = tmp_path / "out"
     first = experiment(tmp_path, "--seeds", "1")
     assert first.stdout.count("started") == 3  # two points of the grid, and the oracle
@@ -148,7 +151,7 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
     assert found["share_of_oracle_gain_loss"] == 1.0  # main and oracle are one arm here
     assert (out / "index.html").exists()
 
-    shutil.rmtree(out / "runs")  # results.json keeps what they found
+    shutil.move(out / "runs", tmp_path / "runs")  # results.json keeps what they found
     second = experiment(tmp_path, "--seeds", "2")
     assert second.stdout.count("started") == 2  # the better point, and the oracle, with the second seed
     both = line(second)
@@ -169,6 +172,27 @@ def test_what_is_done_is_not_done_again(tiny_folder: Path, tmp_path: Path, capsy
         refused = experiment(tmp_path, *changed)
         assert refused.returncode == 2
         assert "other settings" in refused.stderr or "another configuration" in refused.stderr
+
+    # the documents are others now: what was found with those before is nothing to compare with
+    before = Dataset.open(out / "data" / "real").manifest.fingerprints
+    assert [t["fingerprints"] == before for t in recorded["trials"]] == [t["arm"] == "few" for t in recorded["trials"]]
+    shutil.move(out / "data", tmp_path / "data")
+    corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:-20]))
+    assert here(tmp_path, out) == 0  # nothing to train, nothing to ingest
+    for left in ("results.json", "runs"):
+        if left == "runs":
+            shutil.rmtree(out / "runs")
+            shutil.move(tmp_path / "runs", out / "runs")
+            (out / "results.json").rename(tmp_path / "results.json")
+        for data_set in ("ingested now", "there already"):
+            refused = experiment(tmp_path, "--seeds", "3")
+            assert refused.returncode == 2, (left, data_set)
+            assert "other documents" in refused.stderr
+            assert "started" not in refused.stdout
+        shutil.rmtree(out / "data")
+    (tmp_path / "results.json").rename(out / "results.json")
+    shutil.move(tmp_path / "data", out / "data")
+    assert here(tmp_path, out, seeds=2) == 0
 
     own = (tmp_path / "own.toml").read_text()
     shutil.rmtree(out / "runs")

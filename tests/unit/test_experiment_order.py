@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from sbp_services.experiment import ExperimentRunner, Running
@@ -117,3 +118,21 @@ def test_an_arm_that_lacks_a_point_of_its_grid_is_said_not_to_be_compared(tmp_pa
     said = capsys.readouterr().out
     assert f"longer: not compared, it lacks {missing}: --arms longer runs what is missing" in said
     assert "stale" not in said
+
+
+def test_an_arm_that_had_other_documents_is_not_compared(tmp_path: Path, capsys) -> None:
+    experiment = arms.load("concepts", "small", 1, ("online",), beside=("stale", "offline", "pretrained", "in-context"))
+    runner = ExperimentRunner(experiment, tmp_path, 1)
+    ours = {"data set": "a" * 64, "tokenizer": "b" * 64}
+    told = {"stale": ours, "pretrained": ours | {"data set": "c" * 64}, "offline": {}, "in-context": ours}
+    for arm, fingerprints in told.items():
+        (trial,) = experiment.trials(arm, 0)
+        settings = arms.settings(experiment.run_config(trial, tmp_path, "given"))
+        runner._recorded[trial] = replace(done(trial, 1.0, settings), fingerprints=fingerprints)
+    runner._take_over()
+    assert {trial.arm for trial in runner._found} == {"stale", "offline", "in-context"}
+    said = capsys.readouterr().out
+    assert (
+        "pretrained, seed 0: not compared, it was trained on other documents "
+        "(data set cccccccccccc, expected aaaaaaaaaaaa as in stale, seed 0)" in said
+    )

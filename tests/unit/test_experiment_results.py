@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -257,12 +258,16 @@ def test_a_trial_is_read_from_the_records_of_its_run(tmp_path):
         for time, tokens, loss in ((1.0, 0, 3.0), (11.0, 1000, 2.0)):
             event = {"time": time, "event": "eval", "step": tokens // 100, "tokens": tokens, "heldout_loss": loss}
             file.write(json.dumps(event | {"heldout_bits_per_byte": 1.0, "question_accuracy": 0.5}) + "\n")
+        for time, digest in ((12.0, "1"), (13.0, "2")):  # the second after a change that was accepted
+            event = {"time": time, "event": "start", "tokens": 1000, "fingerprints": {"data set": digest}}
+            file.write(json.dumps(event) + "\n")
     found = results.read_trial(run, Trial("sbp", (), 0), "sbp run", given_tokens=70.0)
     assert [(p.tokens, p.compute_tokens, p.seconds, p.heldout_loss) for p in found.curve] == [
         (0, 70.0, 0.0, 3.0),
         (1000, 1070.0, 10.0, 2.0),
     ]
     assert found.state != "done"
+    assert found.fingerprints == {"data set": "2"}
     with pytest.raises(ValueError, match="no evaluation"):
         results.read_trial(make_run(tmp_path / "empty"), Trial("sbp", (), 0), "sbp run")
 
@@ -272,6 +277,18 @@ def test_a_record_is_known_in_whatever_order_it_names_the_settings(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"trials": [asdict(found)]}))
     known, _ = results.load(tmp_path / "results.json")
     assert Trial("base", (("training.dropout", 0.2), ("training.weight_decay", 1.0)), 0) in known
+
+
+def test_all_that_have_one_data_set_have_the_same_documents_and_all_beside_it_one_tokenizer():
+    texts, real, oracle = results.Texts(), Path("out/data/real"), Path("out/data/oracle")
+    assert texts.difference("base", real, {"data set": "1" * 64, "tokenizer": "2" * 64}) == ""
+    assert texts.difference("an earlier version", real, {}) == ""
+    assert texts.difference("oracle", oracle, {"data set": "3" * 64, "tokenizer": "2" * 64}) == ""
+    assert texts.difference("next seed", Path("out/data/seed-1/real"), {"data set": "4", "tokenizer": "5"}) == ""
+    other = texts.difference("online", real, {"data set": "6" * 64, "tokenizer": "2" * 64})
+    assert other == "data set 666666666666, expected 111111111111 as in base"
+    other = texts.difference("five-times", Path("out/data/five-times"), {"data set": "7" * 64, "tokenizer": "8" * 64})
+    assert other == "tokenizer 888888888888, expected 222222222222 as in base"
 
 
 def test_names_of_trials():
