@@ -122,7 +122,9 @@ class ExperimentRunner:
             if to_run or trial.arm not in self.experiment.arms:
                 continue
             config = self.experiment.run_config(trial, self.out, "given")
-            if changes := configuration.tree_differences(found.settings, arms.settings(config)):
+            if trial not in self.experiment.trials(trial.arm, trial.seed):
+                self._say(f"{trial}: not compared, the grid has no such point")
+            elif changes := configuration.tree_differences(found.settings, arms.settings(config)):
                 self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
             elif difference := self._difference(trial, config, found.fingerprints):
                 self._say(f"{trial}: not compared, it was trained on other documents ({difference})")

@@ -111,11 +111,13 @@ def test_an_arm_that_lacks_a_point_of_its_grid_is_said_not_to_be_compared(tmp_pa
     experiment = arms.load("concepts", "small", 1, ("online",), beside=("longer", "stale"))
     runner = ExperimentRunner(experiment, tmp_path, 1)
     *known, missing = [*experiment.trials("stale", 0), *experiment.trials("longer", 0)]
-    for trial in known:
+    no_longer = replace(missing, point=tuple((key, 0.9) for key, _ in missing.point))
+    for trial in (*known, no_longer):
         runner._recorded[trial] = done(trial, 1.0, arms.settings(experiment.run_config(trial, tmp_path)))
     runner._take_over()
     assert set(runner._found) == set(known)
     said = capsys.readouterr().out
+    assert f"{no_longer}: not compared, the grid has no such point" in said
     assert f"longer: not compared, it lacks {missing}: --arms longer runs what is missing" in said
     assert "stale" not in said
 
