@@ -340,7 +340,8 @@ def _data_efficiency(
     """How many times the unique real text the baseline needs for this arm's loss.
 
     Interpolated between the baseline and the arms with ``more_real_text``, in the logarithm of its amount, each at its
-    best step; None with fewer than three of them. Beyond the largest it is that one.
+    best step; None with fewer than three of them. Beyond the largest it is that one. More text that has a higher loss
+    than less of it had is passed over.
     """
     scales = [
         chosen[name] for name, arm in experiment.arms.items() if name == experiment.baseline or arm.more_real_text
@@ -352,7 +353,10 @@ def _data_efficiency(
             continue
         least = chosen[experiment.baseline][seed].unique_real_tokens
         known = [(trial.unique_real_tokens / least, trial.best.heldout_loss) for trial in real]
-        losses, times = zip(*sorted((loss, times) for times, loss in known), strict=True)
+        ever_lower = [
+            (loss, times) for times, loss in known if loss <= min(other for less, other in known if less <= times)
+        ]
+        losses, times = zip(*sorted(ever_lower), strict=True)
         found.append(math.exp(float(np.interp(own.best.heldout_loss, losses, np.log(times)))))
     return _estimate(found)
 

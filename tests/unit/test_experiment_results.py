@@ -128,6 +128,11 @@ def test_data_efficiency_is_interpolated_in_the_logarithm():
     found = compared(*trials, experiment=scaled)
     assert found["sbp"].data_efficiency.mean == pytest.approx(2 * 2**0.5)
     assert found["twice"].data_efficiency.mean == pytest.approx(2.0)
+    # four times as much is enough, more was no better
+    trials[3] = replace(trials[3], curve=[replace(point, heldout_loss=1.21) for point in trials[3].curve])
+    found = compared(*trials, experiment=scaled)
+    assert found["sbp"].data_efficiency.mean == pytest.approx(2 * 2**0.5)
+    assert found["four"].data_efficiency.mean == pytest.approx(4.0)
 
 
 def snapshot(version, at_tokens, expressed, verdict="published"):
