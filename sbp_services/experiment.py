@@ -124,10 +124,8 @@ class ExperimentRunner:
             config = self.experiment.run_config(trial, self.out, "given")
             if trial not in self.experiment.trials(trial.arm, trial.seed):
                 self._say(f"{trial}: not compared, the grid has no such point")
-            elif changes := configuration.tree_differences(found.settings, arms.settings(config)):
-                self._say(f"{trial}: not compared, it has other settings ({'; '.join(changes)})")
-            elif difference := self._difference(trial, config, found.fingerprints):
-                self._say(f"{trial}: not compared, it was trained on other documents ({difference})")
+            elif difference := self._difference(trial, config, found.settings, found.fingerprints):
+                self._say(f"{trial}: not compared, it was trained {difference}")
             else:
                 self._found[trial] = found
         for arm in {trial.arm for trial in self._found} & self.experiment.beside:
@@ -211,32 +209,28 @@ class ExperimentRunner:
 
     def _check_unchanged(self, trial: Trial, config: Config) -> None:
         """What there is of the trial, wherever it lay, must have had these settings and documents. ConfigError."""
-        wanted, file = arms.settings(config), self.out / "results.json"
-        recorded = self._recorded.get(trial)
-        if recorded and (changes := configuration.tree_differences(recorded.settings, wanted)):
+        recorded, file = self._recorded.get(trial), self.out / "results.json"
+        if recorded and (difference := self._difference(trial, config, recorded.settings, recorded.fingerprints)):
             raise ConfigError(
-                f"{trial}: {file} has it with other settings ({'; '.join(changes)}); choose another --out, or delete "
-                "that file"
-            )
-        if recorded and (difference := self._difference(trial, config, recorded.fingerprints)):
-            raise ConfigError(
-                f"{trial}: {file} has it with other documents ({difference}); choose another --out, or delete that file"
+                f"{trial}: {file} has it, trained {difference}; choose another --out, or delete that file"
             )
         try:
             run = RunDir(config.run.dir)
             before = run.config()
         except ConfigError:
             return  # there is no run yet
-        again = "choose another --out, or delete that folder to run this arm again"
-        if changes := configuration.tree_differences(arms.settings(before), wanted):
+        if difference := self._difference(trial, config, arms.settings(before), history.fingerprints(run)):
             raise ConfigError(
-                f"{trial}: {run.path} was made with another configuration ({'; '.join(changes)}); {again}"
+                f"{trial}: {run.path} was trained {difference}; choose another --out, or delete that folder to run "
+                "this arm again"
             )
-        if difference := self._difference(trial, config, history.fingerprints(run)):
-            raise ConfigError(f"{trial}: {run.path} was made with other documents ({difference}); {again}")
 
-    def _difference(self, trial: Trial, config: Config, fingerprints: dict[str, str]) -> str:
-        return self._texts.difference(str(trial), Path(config.data.dataset), fingerprints)
+    def _difference(self, trial: Trial, config: Config, settings: arms.Tree, fingerprints: dict[str, str]) -> str:
+        """How what there is of the trial was made otherwise than ``config`` says; "" if it was not."""
+        if changes := configuration.tree_differences(settings, arms.settings(config)):
+            return f"with other settings ({'; '.join(changes)})"
+        difference = self._texts.difference(str(trial), Path(config.data.dataset), fingerprints)
+        return difference and f"on other documents ({difference})"
 
     def _check_data_set(self, path: Path, manifest: Manifest) -> None:
         """It must hold what trials that are done were trained on. Raises ConfigError."""
