@@ -169,12 +169,17 @@ class Experiment:
 
     def check(self, out: Path) -> None:
         """Build the configuration of every trial, so that a mistake is found before hours of work. ConfigError."""
-        for arm in self.arms.values():
-            for trial in self.trials(arm.name, 0):
-                try:
-                    _check_synthetic_text(self.run_config(trial, out, "given"))
-                except ConfigError as error:
-                    raise ConfigError(f"{self.name}, arm {trial}: {error}") from None
+        configs = {}
+        for trial in (trial for arm in self.arms for trial in self.trials(arm, 0)):
+            try:
+                configs[trial] = self.run_config(trial, out, "given")
+                _check_synthetic_text(configs[trial])
+            except ConfigError as error:
+                raise ConfigError(f"{self.name}, arm {trial}: {error}") from None
+        baseline = configs[self.trials(self.baseline, 0)[0]]
+        for trial, config in configs.items():
+            if difference := _heldout_difference(config, baseline):
+                raise ConfigError(f"{self.name}, arm {trial}: {difference}")
 
     def _text(self, arm: str) -> dict[str, Any]:
         return self.arms[arm].tree.get("data", {})
@@ -191,6 +196,23 @@ def _check_synthetic_text(config: Config) -> None:
             "is no synthesizer; train longer, or lower checkpoint.every_tokens, synthesizer.first_checkpoint_tokens "
             "and mix.start_by_tokens"
         )
+
+
+def _heldout_difference(config: Config, baseline: Config) -> str:
+    """How the held-out loss of a run would be of other documents than the baseline's; "" if it would not."""
+    found, wanted = _heldout_tokens(config), _heldout_tokens(baseline)
+    if found == wanted:
+        return ""
+    return (
+        f"evaluation.heldout_sequences = {config.evaluation.heldout_sequences} of training.sequence_tokens = "
+        f"{config.training.sequence_tokens}: these hold {found} tokens of held-out text, those of the baseline "
+        f"{wanted}, and losses on other documents cannot be compared; set evaluation.heldout_sequences in this arm so "
+        f"that the two together make {wanted} tokens"
+    )
+
+
+def _heldout_tokens(config: Config) -> int:
+    return config.evaluation.heldout_sequences * config.training.sequence_tokens
 
 
 def settings(config: Config) -> Tree:

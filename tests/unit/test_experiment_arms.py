@@ -144,7 +144,7 @@ oracle = "b"
 main = "b"
 control = "a"
 [config.training]
-total_tokens = 1000
+total_tokens = 1_000_000
 [scales.small]
 seeds = 2
 arms = ["late"]
@@ -173,7 +173,7 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         (("[arms.b]\n", "[arms.b]\ntitel = 1\n"), "unknown titel"),
         (('title = "B"', ""), "missing key title"),
         (('snapshot_of = "b"', 'snapshot_of = "x"'), "x"),
-        (("total_tokens = 1000", "total_tokens = -1"), "total_tokens"),
+        (("total_tokens = 1_000_000", "total_tokens = -1"), "total_tokens"),
         (('arms = ["late"]', 'arms = ["later"]'), "later"),
         (('arms = ["late"]', 'arms = "late"'), "scales.small: arms = 'late': Input should be a valid list"),
         (("seeds = 2", 'seeds = "two"'), "scales.small: seeds = 'two'"),
@@ -183,7 +183,7 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [] }'), "at least 1 item"),
         (('title = "A"', "title = 3"), "arms.a: title = 3: Input should be a valid string"),
         (('title = "B"', 'title = "B"\nmore_real_text = "much"'), "arms.b: more_real_text = 'much'"),
-        (("[config.training]\ntotal_tokens = 1000", "[config]\ntraining = 3"), "config: training = 3"),
+        (("[config.training]\ntotal_tokens = 1_000_000", "[config]\ntraining = 3"), "config: training = 3"),
         (('oracle = "b"', 'oracle = "a"'), "baseline = oracle = 'a': expected two arms"),
         (("[arms.late]", '[arms."../late"]'), "late"),
         (('snapshot_of = "b"', 'snapshot_of = "late"'), "snapshot_of = 'late', which is given a snapshot itself"),
@@ -196,6 +196,10 @@ def test_an_own_experiment_and_a_snapshot_of_another_arm(tmp_path):
         ),
         (('title = "Late"', 'title = "Late"\nscales = ["smal"]'), "arm late: scales smal: expected some of small"),
         (('title = "B"', 'title = "B"\nconfig.run.dir = "x"'), "arm b: run.dir: each trial has its own"),
+        (
+            ('title = "B"', 'title = "B"\nconfig.training.sequence_tokens = 1024'),
+            "arm b, seed 0: evaluation.heldout_sequences = 32 of .* = 1024: these hold 32768 .* of the baseline 16384",
+        ),
         (('title = "A"', 'title = "A"\ngrid = { "run.seed" = [1, 2] }'), "arm a: run.seed: each trial has its own"),
         (('title = "A"', 'title = "A"\ngrid = { "data.vocab_size" = [1, 2] }'), "grid over data.vocab_size"),
         (('title = "A"', 'title = "A"\ngrid = { "training.dropout" = [0.1, 0.1] }'), "expected each value once"),
@@ -217,6 +221,13 @@ def test_a_run_that_ends_before_there_is_a_synthesizer_is_refused():
     with pytest.raises(ConfigError, match=r"arm online, seed 0: training.total_tokens = 410000: expected more than"):
         short.check(OUT)
     arms.load("concepts", "small", overrides=("training.total_tokens=410001",)).check(OUT)
+
+
+def test_longer_sequences_are_evaluated_on_the_same_documents(tmp_path):
+    longer = 'title = "B"\nconfig.training.sequence_tokens = 1024\nconfig.evaluation.heldout_sequences = 16'
+    arms.load(write(tmp_path, OWN.replace('title = "B"', longer)), "small").check(OUT)
+    with pytest.raises(ConfigError, match=r"arm joint, seed 0: evaluation.heldout_sequences = 32"):
+        arms.load("pydocs", "full", overrides=("evaluation.heldout_sequences=128",)).check(OUT)
 
 
 def test_unknown_names(tmp_path):
