@@ -206,8 +206,8 @@ def _heldout_difference(config: Config, baseline: Config) -> str:
     return (
         f"evaluation.heldout_sequences = {config.evaluation.heldout_sequences} of training.sequence_tokens = "
         f"{config.training.sequence_tokens}: these hold {found} tokens of held-out text, those of the baseline "
-        f"{wanted}, and losses on other documents cannot be compared; set evaluation.heldout_sequences in this arm so "
-        f"that the two together make {wanted} tokens"
+        f"{wanted}, and losses on other documents cannot be compared; in a TOML file of your own, set "
+        f"evaluation.heldout_sequences of this arm so that the two together make {wanted} tokens"
     )
 
 
